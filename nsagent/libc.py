@@ -1,0 +1,123 @@
+"""The system calls nsagent makes that `os` does not offer: typed declarations, one error path.
+
+Calls with a libc wrapper go through it; the few without (bpf, perf_event_open, clone3, pivot_root) go through `syscall` with
+the numbers below, by machine. Each raises OSError with errno, the call's name and the path it was about.
+Sources: man 2 of each call, include/uapi/linux/sched.h, include/uapi/linux/mount.h, include/uapi/linux/prctl.h.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from typing import Any, Final
+
+# include/uapi/linux/sched.h
+CLONE_NEWTIME: Final = 0x00000080
+CLONE_PIDFD: Final = 0x00001000
+CLONE_NEWNS: Final = 0x00020000
+CLONE_NEWCGROUP: Final = 0x02000000
+CLONE_NEWUTS: Final = 0x04000000
+CLONE_NEWIPC: Final = 0x08000000
+CLONE_NEWUSER: Final = 0x10000000
+CLONE_NEWPID: Final = 0x20000000
+CLONE_NEWNET: Final = 0x40000000
+CLONE_INTO_CGROUP: Final = 0x200000000  # Since Linux kernel commit ef2c41cf38a7 (in v5.7)
+
+# include/uapi/linux/mount.h
+MS_RDONLY: Final = 0x1
+MS_NOSUID: Final = 0x2
+MS_NODEV: Final = 0x4
+MS_NOEXEC: Final = 0x8
+MS_REMOUNT: Final = 0x20
+MS_BIND: Final = 0x1000
+MS_REC: Final = 0x4000
+MS_PRIVATE: Final = 1 << 18
+MS_SLAVE: Final = 1 << 19
+MNT_DETACH: Final = 2
+
+PR_SET_PDEATHSIG: Final = 1
+PR_SET_NO_NEW_PRIVS: Final = 38
+PR_SET_CHILD_SUBREAPER: Final = 36
+
+# arch/x86/entry/syscalls/syscall_64.tbl; include/uapi/asm-generic/unistd.h
+_NUMBERS: Final = {
+    "x86_64": {"bpf": 321, "perf_event_open": 298, "clone3": 435, "pivot_root": 155},
+    "aarch64": {"bpf": 280, "perf_event_open": 241, "clone3": 435, "pivot_root": 41},
+}
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+
+
+def syscall_number(name: str) -> int:
+    """Return this machine's number of a call that libc does not wrap. Raises OSError(ENOSYS) on a machine not in the table."""
+    try:
+        return _NUMBERS[os.uname().machine][name]
+    except KeyError:
+        raise OSError(38, f"{name}: no syscall number known for {os.uname().machine}") from None
+
+
+def _declare(name: str, *argtypes: Any) -> Any:
+    function = getattr(_libc, name)
+    function.argtypes = argtypes
+    function.restype = ctypes.c_int
+    return function
+
+
+def _check(result: int, call: str, path: str = "") -> int:
+    if result == -1:
+        err = ctypes.get_errno()
+        raise OSError(err, f"{call}: {os.strerror(err)}", path or None)
+    return result
+
+
+_unshare = _declare("unshare", ctypes.c_int)
+_setns = _declare("setns", ctypes.c_int, ctypes.c_int)
+_mount = _declare("mount", ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
+_umount2 = _declare("umount2", ctypes.c_char_p, ctypes.c_int)
+_sethostname = _declare("sethostname", ctypes.c_char_p, ctypes.c_size_t)
+_prctl = _declare("prctl", ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
+
+
+def unshare(flags: int) -> None:
+    """Move the caller into new namespaces, unshare(2). EPERM without CAP_SYS_ADMIN (user namespaces need none)."""
+    _check(_unshare(flags), "unshare")
+
+
+def setns(fd: int, nstype: int = 0) -> None:
+    """Join the namespace (or, with a pidfd, the namespaces `nstype` names) behind `fd`, setns(2)."""
+    _check(_setns(fd, nstype), "setns")
+
+
+def mount(source: str, target: str, fstype: str | None, flags: int, data: str | None = None) -> None:
+    """mount(2); `fstype` and `data` may be None, as for a remount or a change of propagation."""
+    encoded = [None if word is None else os.fsencode(word) for word in (source, target, fstype, data)]
+    _check(_mount(encoded[0], encoded[1], encoded[2], flags, encoded[3]), "mount", target)
+
+
+def umount(target: str, flags: int = 0) -> None:
+    """umount2(2)."""
+    _check(_umount2(os.fsencode(target), flags), "umount2", target)
+
+
+def pivot_root(new_root: str, put_old: str) -> None:
+    """pivot_root(2), which libc does not wrap."""
+    number = syscall_number("pivot_root")
+    _check(_libc.syscall(ctypes.c_long(number), os.fsencode(new_root), os.fsencode(put_old)), "pivot_root", new_root)
+
+
+def sethostname(name: str) -> None:
+    """sethostname(2), in the caller's UTS namespace; at most 64 bytes (EINVAL)."""
+    encoded = os.fsencode(name)
+    _check(_sethostname(encoded, len(encoded)), "sethostname")
+
+
+def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 0) -> int:
+    """prctl(2)."""
+    return _check(_prctl(option, arg2, arg3, arg4, arg5), "prctl")
+
+
+def raw_syscall(name: str, *args: Any) -> int:
+    """Call one of the unwrapped system calls; `args` are ctypes values, bytes or int (passed as long). Raises OSError."""
+    words = [ctypes.c_long(a) if isinstance(a, int) else a for a in args]
+    return _check(_libc.syscall(ctypes.c_long(syscall_number(name)), *words), name)

@@ -1,0 +1,108 @@
+"""Who used what: one `NodeUsage` a sample, made of contexts, grouped by namespace or by cgroup.
+
+The kernel settles each task's own counters into the row of its context (bpf/common.h); reading is one pass of the task
+iterator and one copy of the rows. Without BPF, `nsagent.procfs` samples /proc into the same types, approximately.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from nsagent.namespaces import NamespaceId
+
+
+class Usage(NamedTuple):
+    """What tasks have used. Counters since the programs were loaded, in ns, counts and bytes; gauges as of this pass.
+
+    The order is that of `nsagent.kernel.abi`: COUNTERS, EVENTS, GAUGES. The fields a source cannot report are named in
+    `NodeUsage.missing`; their value here is 0 and must not be shown.
+    """
+
+    cpu_ns: int = 0
+    user_ns: int = 0
+    system_ns: int = 0
+    run_queue_ns: int = 0
+    io_delay_ns: int = 0
+    voluntary_switches: int = 0
+    involuntary_switches: int = 0
+    minor_faults: int = 0
+    major_faults: int = 0
+    read_chars: int = 0
+    write_chars: int = 0
+    read_syscalls: int = 0
+    write_syscalls: int = 0
+    read_bytes: int = 0
+    write_bytes: int = 0
+    cancelled_write_bytes: int = 0
+    processes_created: int = 0
+    processes_exited: int = 0
+    threads_created: int = 0
+    threads_exited: int = 0
+    threads_freed: int = 0
+    threads: int = 0
+    processes: int = 0
+    running: int = 0
+    sleeping: int = 0
+    disk_sleep: int = 0
+    stopped: int = 0
+    zombie: int = 0
+    idle: int = 0
+    rss_anon_bytes: int = 0
+    rss_file_bytes: int = 0
+    rss_shmem_bytes: int = 0
+    swap_bytes: int = 0
+    pagetables_bytes: int = 0
+
+
+def total(rows: Sequence[Usage]) -> Usage:
+    """Sum usages field by field; of one, that one."""
+    if len(rows) == 1:
+        return rows[0]
+    return Usage(*map(sum, zip(*rows, strict=True))) if rows else Usage()
+
+
+@dataclass(frozen=True, slots=True)
+class NodeUsage:
+    """One reading. `namespaces`: every namespace that holds, or since the load held, a task; `cgroups`: by the id of the
+    accounting cgroup (the cpuacct hierarchy's on v1 and hybrid, else the v2 tree's), flat, not summed up the tree.
+
+    `namespaces_ended` has the sum of what namespaces that are gone for good had used, by kind. `exact` is False where
+    /proc was sampled. `missing` names fields of Usage that this source cannot report.
+    """
+
+    namespaces: dict[NamespaceId, Usage]
+    cgroups: dict[int, Usage]
+    namespaces_ended: dict[str, Usage]
+    exact: bool
+    missing: frozenset[str]
+    contexts: int
+
+
+class UsageSource(Protocol):
+    """Where usage comes from: the kernel's rows, or /proc."""
+
+    def read(self) -> NodeUsage:
+        """Settle every task and return what all of them have used. One at a time; the caller holds the sample lock."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def group(rows: Iterable[tuple[int, Sequence[int], Usage]]) -> tuple[dict[NamespaceId, Usage], dict[int, Usage]]:
+    """Group (cgroup id, packed namespaces, usage) by namespace and by cgroup. See `nsagent.kernel.abi` for the packing."""
+    from nsagent.namespaces import KINDS
+
+    by_namespace: list[dict[int, list[Usage]]] = [{} for _ in KINDS]
+    by_cgroup: dict[int, list[Usage]] = {}
+    for cgroup, namespaces, usage in rows:
+        by_cgroup.setdefault(cgroup, []).append(usage)
+        for members, packed in zip(by_namespace, namespaces, strict=True):
+            members.setdefault(packed, []).append(usage)
+    flat = {
+        NamespaceId(kind, packed & 0xFFFFFFFF, packed >> 32): total(usages)
+        for kind, members in zip(KINDS, by_namespace, strict=True)
+        for packed, usages in members.items()
+    }
+    return flat, {cgroup: total(usages) for cgroup, usages in by_cgroup.items()}
