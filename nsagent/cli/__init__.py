@@ -1,0 +1,148 @@
+"""The `nsagent` command: a table of commands, loaded when used, and the one place where errors become exit codes.
+
+`nsagent --help` imports click and nothing else, and `nsagent run` imports only what a launch needs; that is why the
+table below carries each command's line of help. A command is a click command that returns its exit code (None is 0)
+or raises; epilogs keep their line breaks. Each option has a variable NSAGENT_<COMMAND>_<FLAG> (auto_envvar_prefix).
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import click
+
+from nsagent import __version__
+from nsagent.errors import NsagentError
+
+# name -> (module, attribute, help), in the order --help lists them
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "run": ("nsagent.cli.run", "run", "Run a command in namespaces and a cgroup of its own, and report what it used."),
+    "unshare": ("nsagent.cli.unshare", "unshare", "Run a command after unshare(2) of the namespaces named."),
+    "agent": ("nsagent.cli.agent", "agent", "Account every namespace and cgroup of this node, and serve the metrics."),
+    "metrics": ("nsagent.cli.metrics", "metrics", "Print one scrape of the running agent."),
+    "trace": ("nsagent.cli.trace", "trace", "Show clone, unshare and setns calls as they happen."),
+    "bpf": ("nsagent.cli.bpf", "bpf", "Show or remove what nsagent keeps in the kernel."),
+    "doctor": ("nsagent.cli.doctor", "doctor", "Say what this host supports, what follows, and what to do about it."),
+}
+
+EPILOG = """\
+Examples:
+  nsagent doctor                                          what works on this host
+  nsagent agent &                                         metrics on http://127.0.0.1:10417/metrics
+  nsagent run --cpus 0.5 --memory 256M -- make -j8        a job under limits, with a report
+  nsagent trace --failed                                  namespace calls that did not work
+
+Options of a command can be set as NSAGENT_<COMMAND>_<FLAG>, such as NSAGENT_RUN_MEMORY=256M.
+NSAGENT_DEBUG=1 shows the Python traceback of an internal error.
+"""
+
+
+def keep_lines(command: click.Command) -> click.Command:
+    """Make `command` and its subcommands print their epilog as written: click would join its lines."""
+    if command.epilog and "\b" not in command.epilog:
+        command.epilog = "\b\n" + inspect.cleandoc(command.epilog).replace("\n\n", "\n\n\b\n")
+    for child in getattr(command, "commands", {}).values():
+        keep_lines(child)
+    return command
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are invoked, from COMMANDS."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return the command, or None where there is no such name."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute, _help = COMMANDS[cmd_name]
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return keep_lines(command)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands from the table alone."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_module, _attribute, text) in COMMANDS.items()])
+
+
+@click.group(
+    cls=LazyGroup,
+    invoke_without_command=True,
+    context_settings={"auto_envvar_prefix": "NSAGENT", "show_default": True, "max_content_width": 120},
+    epilog=EPILOG,
+)
+@click.option("--debug", is_flag=True, show_default=False, help="Show the traceback of an internal error.")
+@click.version_option(__version__, prog_name="nsagent", allow_from_autoenv=False)
+@click.pass_context
+def cli(ctx: click.Context, debug: bool) -> None:
+    """Tell what every namespace and cgroup of this node uses, who changes them, and launch jobs into them."""
+    if debug:
+        os.environ["NSAGENT_DEBUG"] = "1"
+    if "NO_COLOR" in os.environ:
+        ctx.color = False
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+keep_lines(cli)
+
+
+def fail(message: str, hint: str, code: int) -> int:
+    """Print one `error:` line and, if there is one, one `hint:` line; return `code`."""
+    click.echo(f"error: {message}", err=True)
+    if hint:
+        click.echo(f"hint: {hint}", err=True)
+    return code
+
+
+def report_click(exc: click.ClickException) -> int:
+    """Print what click refused: where to read how it is meant, and 2, as for all that cannot be parsed."""
+    context = getattr(exc, "ctx", None)
+    hint = f"see '{context.command_path} --help'" if context is not None else ""
+    return fail(" ".join(exc.format_message().split()), hint, exc.exit_code if exc.exit_code != 1 else 2)
+
+
+def report_bug(exc: Exception) -> int:
+    """Print one line about an error that nsagent did not foresee; the traceback only where it was asked for."""
+    if os.environ.get("NSAGENT_DEBUG", "0") not in {"", "0"}:
+        import traceback
+
+        traceback.print_exception(exc)
+    where = inspect.trace()[-1] if sys.exc_info()[2] else None
+    place = f" at {os.path.basename(where.filename)}:{where.lineno}" if where else ""
+    text = " ".join(str(exc).split())
+    hint = "a bug in nsagent: report it with what the same command prints under NSAGENT_DEBUG=1, and 'nsagent doctor'"
+    return fail(f"internal error{place}: {type(exc).__name__}: {text}", hint, 125)
+
+
+def invoke(args: Sequence[str] | None = None) -> int:
+    """Run one command line (default: sys.argv) and return its exit code; errors are printed, never raised."""
+    try:
+        result = cli.main(args=args, prog_name="nsagent", standalone_mode=False)
+        sys.stdout.flush()
+    except click.Abort:  # click turns KeyboardInterrupt into this
+        return 130
+    except KeyboardInterrupt:
+        return 130
+    except NsagentError as exc:
+        return fail(exc.message, exc.hint, exc.exit_code)
+    except click.ClickException as exc:
+        return report_click(exc)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit complains again
+        return 141
+    except Exception as exc:
+        return report_bug(exc)
+    return result if isinstance(result, int) else 0
+
+
+def main() -> NoReturn:
+    """Entry point of the `nsagent` script."""
+    sys.exit(invoke())
