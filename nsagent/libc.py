@@ -1,7 +1,8 @@
 """The system calls nsagent makes that `os` does not offer: typed declarations, one error path.
 
-Calls with a libc wrapper go through it; the few without (bpf, perf_event_open, clone3, pivot_root) go through `syscall` with
-the numbers below, by machine. Each raises OSError with errno, the call's name and the path it was about.
+Calls with a libc wrapper go through it; those without (bpf, perf_event_open, clone3, close_range, pivot_root) go
+through `syscall` with the numbers below, by machine. Each raises OSError with errno, the call's name and the path it
+was about.
 Sources: man 2 of each call, include/uapi/linux/sched.h, include/uapi/linux/mount.h, include/uapi/linux/prctl.h.
 """
 
@@ -9,6 +10,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
+from collections.abc import Iterable
 from typing import Any, Final
 
 # include/uapi/linux/sched.h
@@ -35,14 +38,16 @@ MS_PRIVATE: Final = 1 << 18
 MS_SLAVE: Final = 1 << 19
 MNT_DETACH: Final = 2
 
+CLOSE_RANGE_CLOEXEC: Final = 4  # include/uapi/linux/close_range.h, since Linux kernel commit 582f1fb6b721 (in v5.11)
+
 PR_SET_PDEATHSIG: Final = 1
 PR_SET_NO_NEW_PRIVS: Final = 38
 PR_SET_CHILD_SUBREAPER: Final = 36
 
 # arch/x86/entry/syscalls/syscall_64.tbl; include/uapi/asm-generic/unistd.h
 _NUMBERS: Final = {
-    "x86_64": {"bpf": 321, "perf_event_open": 298, "clone3": 435, "pivot_root": 155},
-    "aarch64": {"bpf": 280, "perf_event_open": 241, "clone3": 435, "pivot_root": 41},
+    "x86_64": {"bpf": 321, "perf_event_open": 298, "clone3": 435, "close_range": 436, "pivot_root": 155},
+    "aarch64": {"bpf": 280, "perf_event_open": 241, "clone3": 435, "close_range": 436, "pivot_root": 41},
 }
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -50,7 +55,7 @@ _libc.syscall.restype = ctypes.c_long
 
 
 def syscall_number(name: str) -> int:
-    """Return this machine's number of a call that libc does not wrap. Raises OSError(ENOSYS) on a machine not in the table."""
+    """Return this machine's number of a call that libc does not wrap. Raises OSError(ENOSYS) on an unknown machine."""
     try:
         return _NUMBERS[os.uname().machine][name]
     except KeyError:
@@ -76,6 +81,7 @@ _setns = _declare("setns", ctypes.c_int, ctypes.c_int)
 _mount = _declare("mount", ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
 _umount2 = _declare("umount2", ctypes.c_char_p, ctypes.c_int)
 _sethostname = _declare("sethostname", ctypes.c_char_p, ctypes.c_size_t)
+_signalfd = _declare("signalfd", ctypes.c_int, ctypes.c_char_p, ctypes.c_int)
 _prctl = _declare("prctl", ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
 
 
@@ -117,7 +123,24 @@ def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 
     return _check(_prctl(option, arg2, arg3, arg4, arg5), "prctl")
 
 
+def signalfd(signals: Iterable[int]) -> int:
+    """Return a descriptor that reads as 128-byte records of those `signals` that the caller has blocked, signalfd(2).
+
+    It is close-on-exec and non-blocking.
+    """
+    mask = sum(1 << (number - 1) for number in signals)
+    return _check(_signalfd(-1, mask.to_bytes(128, sys.byteorder), os.O_CLOEXEC | os.O_NONBLOCK), "signalfd")
+
+
+def close_range(first: int, last: int, flags: int = 0) -> None:
+    """Close descriptors or mark them close-on-exec, close_range(2). ENOSYS before 5.9, EINVAL of the flag before 5.11.
+
+    `last` is included.
+    """
+    raw_syscall("close_range", first, last, flags)
+
+
 def raw_syscall(name: str, *args: Any) -> int:
-    """Call one of the unwrapped system calls; `args` are ctypes values, bytes or int (passed as long). Raises OSError."""
+    """Call one of the unwrapped system calls; `args` are ctypes values, bytes, or int (as long). Raises OSError."""
     words = [ctypes.c_long(a) if isinstance(a, int) else a for a in args]
     return _check(_libc.syscall(ctypes.c_long(syscall_number(name)), *words), name)
