@@ -40,7 +40,7 @@ def require_root() -> None:
 
 
 def wait_for(fn: Callable[[], T], deadline: float = 10.0, what: str = "") -> T:
-    """Call `fn` until it returns something true, and return that; fail after `deadline` seconds with the last result."""
+    """Call `fn` until it returns something true, and return that; fail after `deadline` s with the last result."""
     end = time.monotonic() + deadline
     pause = 0.001
     while True:

@@ -1,0 +1,33 @@
+# Two commands are all the set-up: `make demo` shows nsagent at work, `make test` proves it. `make` lists the others.
+
+PYTHON := .venv/bin/python
+
+.PHONY: help setup demo test lint format bench clean
+
+help: ## list what can be made
+	@sed -n 's/^\([a-z]*\):[^#]*## /  make \1\t/p' Makefile | expand -t 16
+
+setup: ## install the Debian packages and .venv, mount bpffs and tracefs; does only what is missing
+	@bash tools/setup.sh
+
+demo: setup ## start an agent, run a job under it, show what it saw, and remove everything again
+	@$(PYTHON) tools/demo.py
+
+test: setup ## run all tests; with CI=true a test that this machine cannot run is a failure
+	@NSAGENT_REQUIRE_KERNEL=$${NSAGENT_REQUIRE_KERNEL-$(if $(filter true,$(CI)),1)} $(PYTHON) -m pytest $(ARGS)
+
+lint: setup ## run the linters alone
+	@$(PYTHON) -m pytest -q tests/unit/test_lint.py tests/unit/test_layers.py
+
+format: setup ## format the Python and the C
+	@.venv/bin/ruff check --fix-only --quiet .
+	@.venv/bin/ruff format --quiet .
+	@.venv/bin/clang-format -i bpf/*.c bpf/*.h
+
+bench: ## measure, and write docs/performance.md; takes some minutes and wants an idle machine
+	@bash tools/setup.sh bubblewrap runc
+	@$(PYTHON) -m bench.run
+
+clean: ## remove .venv and all that was built
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
