@@ -115,8 +115,8 @@ def report_bug(exc: Exception) -> int:
         import traceback
 
         traceback.print_exception(exc)
-    where = inspect.trace()[-1] if sys.exc_info()[2] else None
-    place = f" at {os.path.basename(where.filename)}:{where.lineno}" if where else ""
+    frames = [frame for frame in inspect.getinnerframes(exc.__traceback__, 0) if not frame.filename.startswith("<")]
+    place = f" at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if exc.__traceback__ else ""
     text = " ".join(str(exc).split())
     hint = "a bug in nsagent: report it with what the same command prints under NSAGENT_DEBUG=1, and 'nsagent doctor'"
     return fail(f"internal error{place}: {type(exc).__name__}: {text}", hint, 125)
