@@ -82,6 +82,7 @@ _mount = _declare("mount", ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ct
 _umount2 = _declare("umount2", ctypes.c_char_p, ctypes.c_int)
 _sethostname = _declare("sethostname", ctypes.c_char_p, ctypes.c_size_t)
 _signalfd = _declare("signalfd", ctypes.c_int, ctypes.c_char_p, ctypes.c_int)
+_statfs = _declare("statfs", ctypes.c_char_p, ctypes.c_void_p)
 _prctl = _declare("prctl", ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
 
 
@@ -104,6 +105,13 @@ def mount(source: str, target: str, fstype: str | None, flags: int, data: str | 
 def umount(target: str, flags: int = 0) -> None:
     """umount2(2)."""
     _check(_umount2(os.fsencode(target), flags), "umount2", target)
+
+
+def statfs_type(path: str) -> int:
+    """Return f_type, the magic number of the filesystem at `path`, statfs(2); os.statvfs does not have it."""
+    buffer = ctypes.create_string_buffer(256)  # struct statfs has 120 bytes, f_type first, a long
+    _check(_statfs(os.fsencode(path), buffer), "statfs", path)
+    return ctypes.c_long.from_buffer(buffer).value
 
 
 def pivot_root(new_root: str, put_old: str) -> None:
