@@ -1,0 +1,461 @@
+"""Put an object into the kernel: maps, programs, links, pins. What is pinned goes on counting when nobody runs.
+
+    load                                        what a crash leaves
+    1  lock <pin_dir>                           nothing
+    2  maps and programs, pinned in new/        new/, which the next load removes; nothing is attached
+    3  before_attach(maps)
+    4  links, in the object's order             new/ with programs that run and that nobody reads, until the next load
+    5  after_attach(maps)
+    6  rename new/ to abi<N>/                   complete pins, which the next agent adopts
+
+A program's bytes depend on the kernel build (BTF ids) and on nothing else; descriptors are filled in here.
+Sources: include/uapi/linux/bpf.h, kernel/bpf/syscall.c, kernel/bpf/bpf_iter.c, kernel/bpf/inode.c.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import re
+import struct
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from nsagent.errors import AccessError, LoadError, NsagentError, UnsupportedError
+from nsagent.kernel import bpf, mounts, pins
+from nsagent.kernel.maps import Map
+from nsagent.kernel.objfile import (
+    ATTACH,
+    META,
+    MapSpec,
+    Object,
+    ObjectKey,
+    ProgramSpec,
+    kernel_build_id,
+    parse_object,
+    read_object,
+)
+from nsagent.kernel.pins import DEFAULT_PIN_DIR, Lock, live_dir, locked, own, owner, unload
+
+__all__ = [
+    "DEFAULT_PIN_DIR",
+    "Loaded",
+    "Lock",
+    "Map",
+    "Object",
+    "ObjectKey",
+    "adopt",
+    "kernel_build_id",
+    "load",
+    "locked",
+    "own",
+    "owner",
+    "parse_object",
+    "read_object",
+    "unload",
+]
+
+log = logging.getLogger(__name__)
+
+Maps = Mapping[str, Map]
+Step = Callable[[Maps], None]
+
+# source, build id, its length, maps, programs, links, CLOCK_MONOTONIC ns of the load
+_META: Final = struct.Struct("=32s20sIIII4xQ")
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramStatus:
+    """A loaded program. Run figures are None while the kernel does not keep them (kernel.bpf_stats_enabled=0)."""
+
+    name: str
+    attach: str
+    run_cnt: int | None
+    run_time_ns: int | None
+    recursion_misses: int
+    verified_insns: int
+    memory_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class MapStatus:
+    """A map; `entries` is None where counting has no meaning or no cheap way."""
+
+    name: str
+    type: str
+    entries: int | None
+    max_entries: int
+    memory_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """All that one pin directory keeps in the kernel; `age_s` is the time since the load."""
+
+    pin_dir: str
+    source: str
+    build_id: str
+    age_s: float
+    programs: tuple[ProgramStatus, ...]
+    maps: tuple[MapStatus, ...]
+    pins: tuple[str, ...]
+
+
+class Loaded:
+    """Descriptors of everything an object became. Closing them ends nothing: the pins hold it.
+
+    `adopted` tells that this call found it loaded. `loaded_ns` is the CLOCK_MONOTONIC time of the load.
+    """
+
+    def __init__(self, pin_dir: str) -> None:
+        self.pin_dir = pin_dir
+        self.maps: dict[str, Map] = {}
+        self.programs: dict[str, int] = {}
+        self.links: dict[str, int] = {}
+        self.object_key = ObjectKey("", "")
+        self.loaded_ns = 0
+        self.adopted = False
+
+    def iterate(self, name: str) -> bytes:
+        """Run the iterator program `name` once over everything, and return what it printed.
+
+        Raises:
+            LoadError: the kernel broke the walk off.
+        """
+        try:
+            fd = bpf.iter_create(self.links[name])
+        except OSError as exc:
+            raise bpf.translate(exc, f"iterator {name}") from exc
+        printed: list[bytes] = []
+        try:
+            while True:
+                try:
+                    chunk = os.read(fd, 1 << 16)
+                except BlockingIOError:  # after a million objects the kernel lets others run: read on (bpf_seq_read)
+                    continue
+                if not chunk:
+                    return b"".join(printed)
+                printed.append(chunk)
+        except OSError as exc:
+            raise LoadError(f"iterator {name}: {exc.strerror}") from exc
+        finally:
+            os.close(fd)
+
+    def status(self) -> Status:
+        """Describe programs, maps and pins as the kernel has them now."""
+        try:
+            programs = tuple(self._program_status(name, fd) for name, fd in self.programs.items())
+            maps = tuple(
+                MapStatus(m.name, m.type, m.entries(), m.max_entries, m.memory_bytes()) for m in self.maps.values()
+            )
+            live = live_dir(self.pin_dir)
+            paths = tuple(f"{live}/{name}" for name in sorted(os.listdir(live))) if os.path.isdir(live) else ()
+        except OSError as exc:
+            raise bpf.translate(exc, "status of the loaded programs") from exc
+        age_s = (time.clock_gettime_ns(time.CLOCK_MONOTONIC) - self.loaded_ns) / 1e9
+        return Status(self.pin_dir, *self.object_key, age_s, programs, maps, paths)
+
+    def _program_status(self, name: str, fd: int) -> ProgramStatus:
+        info = bpf.prog_info(fd)
+        attach = _describe_link(self.links[name]) if name in self.links else "none"
+        counted = info.run_cnt > 0 or _stats_enabled()
+        return ProgramStatus(
+            name,
+            attach,
+            info.run_cnt if counted else None,
+            info.run_time_ns if counted else None,
+            info.recursion_misses,
+            info.verified_insns,
+            bpf.memlock_bytes(fd),
+        )
+
+    def close(self) -> None:
+        """Close all descriptors; harmless twice."""
+        for one in self.maps.values():
+            one.close()
+        for fd in (*self.programs.values(), *self.links.values()):
+            os.close(fd)
+        self.maps, self.programs, self.links = {}, {}, {}
+
+    def unload(self) -> bool:
+        """Close, and remove the pins: the programs end as soon as no other process has them open."""
+        self.close()
+        return unload(self.pin_dir)
+
+
+def load(
+    obj: Object,
+    pin_dir: str = DEFAULT_PIN_DIR,
+    *,
+    groups: Collection[str] | None = None,
+    before_attach: Step | None = None,
+    after_attach: Step | None = None,
+) -> Loaded:
+    """Load the programs of `groups` (default: all), or adopt them if this very object is loaded with all of these.
+
+    Pins of another object, or that lack one of the programs, are replaced: the new programs run before the old end.
+    On any failure, the callbacks' included, everything this call made is removed, and what was there stays.
+
+    Raises:
+        LoadError: the object is for another kernel build; the verifier refused a program (`log` has its words).
+        AccessError: no CAP_BPF, CAP_PERFMON.
+        UnsupportedError: this kernel lacks a type of map or program, a tracepoint, or there is no bpffs or tracefs.
+        NsagentError: somebody else has been loading for too long.
+    """
+    running = kernel_build_id()
+    if obj.key.build_id != running:
+        raise LoadError(
+            f"the object is for the kernel with build id {obj.key.build_id}, this one has {running}",
+            hint="compile it again: BTF ids are valid for one build of the kernel only",
+        )
+    programs = [program for program in obj.programs if groups is None or program.group in groups]
+    with locked(pin_dir):
+        existing = _open(pin_dir)
+        if existing is not None:
+            if existing.object_key == obj.key and {p.name for p in programs} <= existing.programs.keys():
+                return existing
+            existing.close()
+        loaded = _build(
+            obj.key,
+            _wanted_maps(obj, programs),
+            programs,
+            pin_dir,
+            before_attach=before_attach,
+            after_attach=after_attach,
+        )
+    log.info("event=loaded pin_dir=%s programs=%d source=%.12s", pin_dir, len(loaded.programs), obj.key.source)
+    return loaded
+
+
+def adopt(pin_dir: str = DEFAULT_PIN_DIR) -> Loaded | None:
+    """Open what is loaded under `pin_dir`; None where there is nothing, or not all of it.
+
+    Raises:
+        AccessError: the pins may not be opened.
+        NsagentError: a load has been going on for too long.
+    """
+    if not os.path.isdir(pin_dir):
+        return None
+    with locked(pin_dir):
+        return _open(pin_dir)
+
+
+def _wanted_maps(obj: Object, programs: list[ProgramSpec]) -> dict[str, MapSpec]:
+    """Leave out the maps that only programs of other groups use: a ring buffer takes memory."""
+    used = {name for program in programs for _, name in program.relocations}
+    others = {name for program in obj.programs for _, name in program.relocations} - used
+    return {name: spec for name, spec in obj.maps.items() if name not in others}
+
+
+def _build(
+    key: ObjectKey,
+    maps: dict[str, MapSpec],
+    programs: list[ProgramSpec],
+    pin_dir: str,
+    *,
+    before_attach: Step | None,
+    after_attach: Step | None,
+) -> Loaded:
+    new, live = f"{pin_dir}/new", live_dir(pin_dir)
+    loaded = Loaded(pin_dir)
+    loaded.object_key = key
+    with contextlib.ExitStack() as undo:
+        try:
+            if pins.remove_dir(new):
+                log.warning("event=leftover_removed path=%s", new)
+            os.mkdir(new, 0o700)
+            undo.callback(pins.remove_dir, new)
+            undo.callback(loaded.close)
+            for name, spec in maps.items():
+                loaded.maps[name] = _create_map(name, spec)
+                bpf.obj_pin(loaded.maps[name].fd, f"{new}/map_{name}")
+            fds = {name: one.fd for name, one in loaded.maps.items()}
+            for program in programs:
+                loaded.programs[program.name] = _load_program(program, fds)
+                bpf.obj_pin(loaded.programs[program.name], f"{new}/prog_{program.name}")
+            if before_attach:
+                before_attach(loaded.maps)
+            for program in programs:
+                if program.attach != "none":
+                    loaded.links[program.name] = _attach(program, loaded.programs[program.name])
+                    bpf.obj_pin(loaded.links[program.name], f"{new}/link_{program.name}")
+            if after_attach:
+                after_attach(loaded.maps)
+            _write_meta(loaded, new)
+            for name in os.listdir(pin_dir):  # another object's, or another ABI's: ends only now
+                if name.startswith("abi"):
+                    pins.remove_dir(f"{pin_dir}/{name}")
+            os.rename(new, live)
+        except OSError as exc:
+            raise bpf.translate(exc, f"pins in {pin_dir}") from exc
+        undo.pop_all()
+    return loaded
+
+
+def _create_map(name: str, spec: MapSpec) -> Map:
+    flags = sum(bpf.MAP_FLAGS[flag] for flag in set(spec.flags))
+    btf = -1
+    try:
+        if spec.type == "task_storage":
+            btf = bpf.btf_load(_storage_btf(spec.value_size))
+            flags |= bpf.MAP_FLAGS["no_prealloc"]
+        types = (btf, 1, 3) if btf >= 0 else (0, 0, 0)
+        fd = bpf.map_create(
+            bpf.MAP_TYPES[spec.type],
+            name,
+            key_size=spec.key_size,
+            value_size=spec.value_size,
+            max_entries=spec.max_entries,
+            flags=flags,
+            btf=types,
+        )
+    except OSError as exc:
+        raise bpf.translate(exc, f"map {name} ({spec.type})") from exc
+    finally:
+        if btf >= 0:
+            os.close(btf)
+    return Map(fd, name)
+
+
+def _storage_btf(value_bytes: int) -> bytes:
+    """Return the least BTF task storage accepts: 1 = int, the key; 2 = u64; 3 = u64[value_bytes / 8], the value."""
+    types = struct.pack("=4I", 1, 1 << 24, 4, 1 << 24 | 32)  # KIND_INT, signed, 32 bits
+    types += struct.pack("=4I", 5, 1 << 24, 8, 64)
+    types += struct.pack("=6I", 0, 3 << 24, 0, 2, 1, value_bytes // 8)  # KIND_ARRAY of 2, indexed by 1
+    names = b"\0int\0u64\0"
+    return struct.pack("=HBBIIIII", 0xEB9F, 1, 0, 24, 0, len(types), len(types), len(names)) + types + names
+
+
+def _load_program(program: ProgramSpec, fds: dict[str, int]) -> int:
+    attach_type = ATTACH[program.attach][1]
+    try:
+        return bpf.prog_load(
+            bpf.PROG_TYPES[program.type],
+            program.name,
+            program.linked(fds),
+            attach_type=attach_type,
+            btf_id=program.btf_id,
+        )
+    except bpf.VerifierError as exc:
+        what = f"program {program.name} ({program.attach} {program.target})"
+        if exc.errno == errno.EPERM or not exc.log.strip():
+            raise bpf.translate(exc, what) from exc
+        raise LoadError(
+            f"{what}: the verifier refused it: {_cause(exc.log)}",
+            log=exc.log,
+            hint="this kernel differs from those nsagent was tested on: please report it with the verifier's log",
+        ) from exc
+
+
+def _cause(text: str) -> str:
+    """Return the verifier's last line that tells a cause: around it stand its summary and register states."""
+    noise = re.compile(r"processed \d+ insns|verification time|stack depth|\d+: \(|mark_precise|R\d+(_w)?=")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return next((line for line in reversed(lines) if not noise.match(line)), lines[-1] if lines else "no reason given")
+
+
+def _attach(program: ProgramSpec, fd: int) -> int:
+    what = f"{program.attach} {program.target}"
+    try:
+        if program.attach == "iter":
+            return bpf.link_create(fd, bpf.TRACE_ITER)
+        if program.attach != "tracepoint":
+            return bpf.raw_tracepoint_open(fd)
+        event = bpf.perf_event_tracepoint(_tracepoint_id(program.target), _online_cpu())
+        try:
+            return bpf.link_create(fd, bpf.PERF_EVENT, target_fd=event)
+        finally:
+            os.close(event)  # the link holds it
+    except OSError as exc:
+        raise bpf.translate(exc, f"cannot attach {program.name} to {what}") from exc
+
+
+def _tracepoint_id(target: str) -> int:
+    tracefs = mounts.find_tracefs()
+    if tracefs is None:
+        raise UnsupportedError(
+            f"tracepoint {target}", "tracefs is not mounted", hint=f"mount -t tracefs tracefs {mounts.TRACEFS}"
+        )
+    try:
+        with open(f"{tracefs}/events/{target}/id", encoding="ascii") as file:
+            return int(file.read())
+    except FileNotFoundError:
+        raise UnsupportedError(f"tracepoint {target}", "this kernel has no such event") from None
+    except OSError as exc:
+        raise AccessError(f"tracepoint {target}: {exc.strerror}", capability="CAP_DAC_READ_SEARCH") from exc
+
+
+def _online_cpu() -> int:
+    with open("/sys/devices/system/cpu/online", encoding="ascii") as file:
+        return int(re.split("[-,]", file.read())[0])
+
+
+def _write_meta(loaded: Loaded, directory: str) -> None:
+    loaded.loaded_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+    source, build_id = (bytes.fromhex(part) for part in loaded.object_key)
+    counts = (len(loaded.maps), len(loaded.programs), len(loaded.links))
+    fd = bpf.map_create(bpf.MAP_TYPES["array"], "nsagent_meta", key_size=4, value_size=_META.size, max_entries=1)
+    try:
+        value = _META.pack(source, build_id, len(build_id), *counts, loaded.loaded_ns)
+        bpf.map_update(fd, bytes(4), value)
+        bpf.map_freeze(fd)
+        bpf.obj_pin(fd, f"{directory}/map_{META}")
+    finally:
+        os.close(fd)
+
+
+def _open(pin_dir: str) -> Loaded | None:
+    """Open the pins of this ABI; None where one is missing. The caller has the load lock."""
+    live = live_dir(pin_dir)
+    if not os.path.isdir(live):
+        return None
+    loaded = Loaded(pin_dir)
+    loaded.adopted = True
+    try:
+        for name in sorted(os.listdir(live)):
+            kind, _, rest = name.partition("_")
+            fd = bpf.obj_get(f"{live}/{name}")
+            if kind == "map":
+                loaded.maps[rest] = Map(fd, rest)
+            elif kind in ("prog", "link"):
+                (loaded.programs if kind == "prog" else loaded.links)[rest] = fd
+            else:
+                os.close(fd)
+        meta = loaded.maps.pop(META, None)
+        raw = meta.lookup(bytes(4)) if meta is not None and meta.value_size == _META.size else None
+        if meta is not None:
+            meta.close()
+        counts = (len(loaded.maps), len(loaded.programs), len(loaded.links))
+        if raw is not None:
+            source, build_id, length, *noted, loaded.loaded_ns = _META.unpack(raw)
+            loaded.object_key = ObjectKey(source.hex(), build_id[:length].hex())
+            if tuple(noted) == counts:
+                return loaded
+        log.warning("event=pins_incomplete path=%s", live)
+        loaded.close()
+        return None
+    except BaseException as exc:
+        loaded.close()
+        if isinstance(exc, OSError) and not isinstance(exc, NsagentError):
+            raise bpf.translate(exc, f"pins in {pin_dir}") from exc
+        raise
+
+
+def _describe_link(fd: int) -> str:
+    """Return what a link is attached to, in the words of its fdinfo, such as ``raw_tracepoint sched_process_exit``."""
+    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii", errors="replace") as file:
+        words = dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
+    name = next((words[k] for k in ("tp_name", "target_name", "name") if k in words), "")
+    return f"{words.get('link_type', 'link')} {name}".strip()
+
+
+def _stats_enabled() -> bool:
+    try:
+        with open("/proc/sys/kernel/bpf_stats_enabled", encoding="ascii") as file:
+            return file.read().strip() == "1"
+    except OSError:
+        return False
