@@ -1,0 +1,97 @@
+"""How the launcher and the child of its clone3 agree, and the form of their messages.
+
+    launcher                                        child (in its new namespaces already)
+    --------                                        -------------------------------------
+    make and lock the job's file
+    make the cgroup, write and check its limits
+    block signals, clone3 ------------------------> write "0" to `tasks` of each v1 hierarchy
+    wait for a message                              unshare the cgroup namespace: rooted at the job now
+                      <---------- ready ----------- wait for the release
+    write uid_map and gid_map
+    read the namespaces' inodes
+    ------------------ release ------------------>  take ids 0 of a new user namespace, die with the launcher
+    poll: signals, pidfd, channel                   mounts, loopback, hostname, directory
+                      <---------- failed ---------- any step that failed: stage, call, errno, path; and _exit
+                      <------- end of file -------- execve closed the channel: CMD runs
+                      <---------- ended ----------- only with --init: the wait status of CMD
+
+A launcher that dies closes its end of the release: the child reads end of file there and exits before CMD ran. The
+channel is close-on-exec, so success needs no message. A message is a length (2 bytes, native order) and that many
+bytes; one write of at most PIPE_BUF bytes, hence never torn between writers (pipe(7)).
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final, NamedTuple
+
+_LENGTH: Final = struct.Struct("=H")
+_PATH_MAX: Final = 2048  # of a path in a message: all of it stays below PIPE_BUF (4096)
+
+RELEASE: Final = b"\1"
+
+
+class Ready(NamedTuple):
+    """The child is in its cgroup in every hierarchy, and in all its namespaces."""
+
+
+class Failed(NamedTuple):
+    """The child could not do `call` (about `path`, or "") in `stage`; it has ended."""
+
+    stage: str
+    call: str
+    errno: int
+    path: str
+
+
+class Ended(NamedTuple):
+    """CMD ended with this wait status (wait(2)); the init that reaped it is about to end too."""
+
+    status: int
+
+
+Message = Ready | Failed | Ended
+
+
+def encode(message: Message) -> bytes:
+    """Return the bytes of one message, at most PIPE_BUF of them."""
+    match message:
+        case Ready():
+            body = b"R"
+        case Ended(status):
+            body = b"E%d" % status
+        case Failed(stage, call, errno, path):
+            raw = path.encode("utf-8", "surrogateescape")[:_PATH_MAX]
+            body = b"\0".join((b"F" + stage.encode(), call.encode(), b"%d" % errno, raw))
+    return _LENGTH.pack(len(body)) + body
+
+
+class Decoder:
+    """Bytes of the channel, in pieces of any size, to messages."""
+
+    def __init__(self) -> None:
+        self._pending = b""
+
+    def feed(self, data: bytes) -> list[Message]:
+        """Return the messages that `data` completes. Raises ValueError where the bytes are none of ours."""
+        self._pending += data
+        messages: list[Message] = []
+        while len(self._pending) >= _LENGTH.size:
+            end = _LENGTH.size + _LENGTH.unpack_from(self._pending)[0]
+            if len(self._pending) < end:
+                break
+            messages.append(_decode(self._pending[_LENGTH.size : end]))
+            self._pending = self._pending[end:]
+        return messages
+
+
+def _decode(body: bytes) -> Message:
+    match body[:1]:
+        case b"R":
+            return Ready()
+        case b"E":
+            return Ended(int(body[1:]))
+        case b"F":
+            stage, call, errno, path = body[1:].split(b"\0", 3)
+            return Failed(stage.decode(), call.decode(), int(errno), path.decode("utf-8", "surrogateescape"))
+    raise ValueError(f"no message of this protocol: {body[:20]!r}")
