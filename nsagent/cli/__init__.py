@@ -115,8 +115,12 @@ def report_bug(exc: Exception) -> int:
         import traceback
 
         traceback.print_exception(exc)
-    frames = [frame for frame in inspect.getinnerframes(exc.__traceback__, 0) if not frame.filename.startswith("<")]
-    place = f" at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if exc.__traceback__ else ""
+    place = ""
+    step = exc.__traceback__
+    while step is not None:
+        filename = step.tb_frame.f_code.co_filename
+        place = place if filename.startswith("<") else f" at {os.path.basename(filename)}:{step.tb_lineno}"
+        step = step.tb_next
     text = " ".join(str(exc).split())
     hint = "a bug in nsagent: report it with what the same command prints under NSAGENT_DEBUG=1, and 'nsagent doctor'"
     return fail(f"internal error{place}: {type(exc).__name__}: {text}", hint, 125)
