@@ -60,3 +60,50 @@ GAUGES: Final = (
 ROW_FIELDS: Final = (*COUNTERS, *EVENTS, "epoch", *GAUGES)
 KEY_WORDS: Final = 9  # cgroup id, then one (id << 32 | inum) a kind in alphabetical order
 ROW: Final = struct.Struct(f"={KEY_WORDS + len(ROW_FIELDS)}Q")
+
+# struct nsagent_task: state, row, last[], then the nine words of the call it is in.
+TASK_WORDS: Final = 2 + len(COUNTERS) + 9
+
+# enum nsagent_config
+CONFIG: Final = ("t0", "epoch", "next_row", "rows", "all", "trace", "cpus", "page")
+# enum nsagent_stat
+STATS: Final = (
+    "rows_full",
+    "no_storage",
+    "events",
+    "events_lost",
+    "passes",
+    "unseen",
+    "late",
+)
+# enum nsagent_syscall; the last stands for "no traced call explains the change"
+SYSCALLS: Final = ("clone", "clone3", "fork", "vfork", "unshare", "setns")
+UNSEEN: Final = len(SYSCALLS)
+RESULTS: Final = 256
+MAX_CPUS: Final = 64
+
+# struct nsagent_event
+EVENT: Final = struct.Struct("=QQQqQ8Q8QQQIIIIII16s")
+
+
+def map_specs(rows: int, ring_bytes: int) -> dict[str, dict[str, object]]:
+    """Return the maps of bpf/common.h (enum nsagent_map) for the loader; sizes in bytes, `rows` contexts at most."""
+
+    def spec(kind: str, key: int, value: int, entries: int, *flags: str) -> dict[str, object]:
+        return {"type": kind, "key_size": key, "value_size": value, "max_entries": entries, "flags": list(flags)}
+
+    return {
+        "tasks": spec("task_storage", 4, 8 * TASK_WORDS, 0, "no_prealloc"),
+        "ids": spec("hash", 8 * KEY_WORDS, 8, rows),
+        "rows": spec("array", 4, ROW.size, rows, "mmapable"),
+        "spare": spec("queue", 0, 8, rows),
+        "config": spec("array", 4, 8, len(CONFIG)),
+        "stats": spec("array", 4, 8, len(STATS)),
+        "generations": spec("hash", 8, 8, 16384),
+        "events": spec("ringbuf", 0, 0, ring_bytes),
+        "syscalls": spec("array", 4, 8, len(SYSCALLS) * RESULTS, "mmapable"),
+        "namespace_syscalls": spec("array", 4, 8, len(SYSCALLS) * 8 * RESULTS, "mmapable"),
+        "children": spec("lru_hash", 8, 8 * KEY_WORDS, 1024),
+        "cpu_offsets": spec("array", 4, 8, MAX_CPUS),
+        "here": spec("percpu_array", 4, 8, 1),
+    }

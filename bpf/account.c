@@ -1,0 +1,287 @@
+// SPDX-License-Identifier: GPL-2.0 OR Apache-2.0
+/*
+ * Accounting: every place where a task's account must be brought up to date, and the pass that brings up all of them.
+ * The tp_btf arguments are trusted task pointers, so task storage works on them, at exit and at free too; the arguments of
+ * a raw tracepoint would be refused. Source of each hook's arguments: include/trace/events/{task,sched,cgroup}.h.
+ */
+#include "common.h"
+
+int on_birth(u64 *ctx)
+{
+	struct task_struct *task = (struct task_struct *)ctx[0];
+	u64 flags = ctx[1]; /* the kernel's own view: clone3's buffer in user memory can change under us */
+	struct nsagent_task *mine = storage_of(task);
+	if (!mine)
+		return 0;
+	note_births(task, flags);
+	u64 index = settle(task, mine, AT_BIRTH);
+	struct nsagent_row *row = row_at(index);
+	if (!row)
+		return 0;
+	__sync_fetch_and_add(&row->threads_created, 1);
+	if (!(flags & CLONE_THREAD))
+		__sync_fetch_and_add(&row->processes_created, 1);
+
+	/* The parent is in a traced call: tell its end which child this was, and in which context where that differs. */
+	struct nsagent_task *parent = task_storage(TASKS, current_task(), 0, 0);
+	if (!parent || !parent->call)
+		return 0;
+	u64 child = (u32)task->pid;
+	parent->flags = flags;
+	struct nsagent_row *from = row_at(parent->row);
+	if (from && parent->row != index && !same_namespaces(from->context.ns, row->context.ns)) {
+		map_update(CHILDREN, &child, &row->context, 0);
+		child |= 1ULL << 32;
+	}
+	parent->child = child;
+	return 0;
+}
+
+/* A pending time namespace takes effect at exec. */
+int on_exec(u64 *ctx)
+{
+	struct task_struct *task = (struct task_struct *)ctx[0];
+	struct nsagent_task *mine = storage_of(task);
+	if (mine)
+		settle(task, mine, AT_EXEC);
+	return 0;
+}
+
+int on_exit(u64 *ctx)
+{
+	struct task_struct *task = (struct task_struct *)ctx[0];
+	struct nsagent_task *mine = storage_of(task);
+	if (!mine)
+		return 0;
+	struct nsagent_row *row = row_at(settle(task, mine, AT_EXIT));
+#ifdef HAVE_exit_group_dead /* Since commit with the argument in include/trace/events/sched.h (in v6.16) */
+	int last = (u8)ctx[1];
+#else
+	int last = task->signal->live.counter == 0;
+#endif
+	if (row && last)
+		__sync_fetch_and_add(&row->processes_exited, 1);
+	return 0;
+}
+
+/* Two thirds of a short process's CPU comes after the exit hook: it is final only when the task is freed. */
+int on_free(u64 *ctx)
+{
+	struct task_struct *task = (struct task_struct *)ctx[0];
+	struct nsagent_task *mine = storage_of(task);
+	if (mine)
+		settle(task, mine, AT_FREE);
+	return 0;
+}
+
+#ifdef HAVE_bpf_iter_task_new
+/* Since commit c68a78ffe2cb ("bpf: Introduce task open coded iterator kfuncs") (in v6.7). compile.py makes these calls kfuncs. */
+struct bpf_iter_task {
+	u64 opaque[3];
+};
+static int (*bpf_iter_task_new)(struct bpf_iter_task *iterator, struct task_struct *task, u32 flags) = (void *)90001;
+static struct task_struct *(*bpf_iter_task_next)(struct bpf_iter_task *iterator) = (void *)90002;
+static void (*bpf_iter_task_destroy)(struct bpf_iter_task *iterator) = (void *)90003;
+#define PROC_THREADS 2 /* BPF_TASK_ITER_PROC_THREADS */
+
+/* take() without branches: in a loop each would multiply the states the verifier walks. */
+INLINE void take_flat(struct nsagent_task *mine, struct nsagent_row *row, u32 counter, u64 now)
+{
+	u64 last = mine->last[counter], delta = now - last;
+	delta &= ~(u64)((s64)delta >> 63);
+	u64 lost = __sync_val_compare_and_swap(&mine->last[counter], last, last + delta) ^ last;
+	delta &= ((lost | -lost) >> 63) - 1;
+	__sync_fetch_and_add(&row->counters[counter], delta);
+}
+#endif
+
+/*
+ * cgroup_attach_task(dst_cgrp, path, task, threadgroup) fires after the switch, once a process: settle charges the
+ * remembered cgroup. The other threads moved too and are charged here, or their next settle would take all to the old one.
+ */
+int on_move(u64 *ctx)
+{
+	struct task_struct *task = (struct task_struct *)ctx[2];
+	struct nsagent_task *mine = storage_of(task);
+	if (!mine)
+		return 0;
+	settle(task, mine, AT_MOVE);
+#ifdef HAVE_bpf_iter_task_new
+	if (!(u8)ctx[3])
+		return 0;
+	u64 index = mine->row;
+	struct nsproxy *proxy = task->nsproxy;
+	struct user_namespace *user = task->real_cred->user_ns;
+	struct bpf_iter_task iterator;
+	bpf_iter_task_new(&iterator, task, PROC_THREADS);
+	while ((task = bpf_iter_task_next(&iterator))) {
+		mine = task_storage(TASKS, task, 0, 0);
+		if (!mine || mine->state != 2)
+			continue;
+		struct nsagent_row *row = row_at(mine->row);
+		if (!row)
+			continue;
+#define TAKE_FLAT(counter, value) take_flat(mine, row, counter, value);
+		EACH_COUNTER(TAKE_FLAT, task)
+		if (task->nsproxy == proxy && task->real_cred->user_ns == user)
+			__sync_lock_test_and_set(&mine->row, index);
+	}
+	bpf_iter_task_destroy(&iterator);
+#endif
+	return 0;
+}
+
+/* include/linux/sched.h */
+#define TASK_INTERRUPTIBLE 0x0001
+#define TASK_UNINTERRUPTIBLE 0x0002
+#define TASK_STOPPED_OR_TRACED 0x000c
+#define TASK_PARKED 0x0040
+#define TASK_NOLOAD 0x0400
+#define TASK_FROZEN 0x8000
+
+INLINE void count_state(struct task_struct *task, struct nsagent_row *row)
+{
+#ifdef HAVE_task_struct___state
+	u64 state = task->__state;
+#else
+	u64 state = task->state;
+#endif
+	if (task->exit_state)
+		row->zombie++;
+	else if (state & TASK_INTERRUPTIBLE)
+		row->sleeping++;
+	else if (state & TASK_STOPPED_OR_TRACED)
+		row->stopped++;
+	else if (state & (TASK_NOLOAD | TASK_PARKED))
+		row->idle++;
+	else if (state & (TASK_UNINTERRUPTIBLE | TASK_FROZEN))
+		row->disk_sleep++;
+	else
+		row->running++;
+}
+
+/* mm_struct's rss_stat: MM_FILEPAGES, MM_ANONPAGES, MM_SWAPENTS, MM_SHMEMPAGES (include/linux/mm_types_task.h) */
+enum { FILE_PAGES, ANON_PAGES, SWAP_ENTRIES, SHMEM_PAGES };
+#define MAX_CPUS 64
+
+#ifdef HAVE_rss_percpu
+/* count alone lacks what the CPUs have not yet folded in, up to max(32, 2 * CPUs) pages each: add it where it can be read. */
+INLINE s64 pages_of(struct mm_struct *mm, u32 member, s64 count, u64 cpus)
+{
+	u64 counters = 0;
+	read_kernel(&counters, sizeof(counters), (void *)((u64)mm + OFFSET(struct mm_struct, rss_stat) +
+							  member * sizeof(struct percpu_counter) +
+							  OFFSET(struct percpu_counter, counters)));
+	for (u32 cpu = 0; cpu < MAX_CPUS && cpu < cpus && counters; cpu++) {
+		u64 *offset = map_lookup(CPU_OFFSETS, &cpu);
+		s32 part = 0;
+		if (!offset)
+			break;
+		read_kernel(&part, sizeof(part), (void *)(counters + *offset));
+		count += part;
+	}
+	return count < 0 ? 0 : count;
+}
+#define PAGES(mm, member, cpus) pages_of(mm, member, (mm)->rss_stat[member].count, cpus)
+#else
+#define PAGES(mm, member, cpus) ((mm)->rss_stat.count[member].counter < 0 ? 0 : (mm)->rss_stat.count[member].counter)
+#endif
+
+/* An mm is counted once, at the task that owns it, however many threads or vfork children share it. */
+INLINE void count_memory(struct task_struct *task, struct nsagent_row *row)
+{
+#if defined(HAVE_mm_struct_owner) && defined(HAVE_mm_struct_rss_stat)
+	struct mm_struct *mm = task->mm;
+	if (!mm || mm->owner != task)
+		return;
+	u64 cpus = configured(NSAGENT_CONFIG_CPUS), page = configured(NSAGENT_CONFIG_PAGE);
+	row->rss_file_bytes += PAGES(mm, FILE_PAGES, cpus) * page;
+	row->rss_anon_bytes += PAGES(mm, ANON_PAGES, cpus) * page;
+	row->swap_bytes += PAGES(mm, SWAP_ENTRIES, cpus) * page;
+	row->rss_shmem_bytes += PAGES(mm, SHMEM_PAGES, cpus) * page;
+#ifdef HAVE_mm_struct_pgtables_bytes
+	row->pagetables_bytes += mm->pgtables_bytes.counter;
+#endif
+#endif
+}
+
+/* bpf_iter/task: settle every task, and sum the gauges of this pass. User space runs one pass at a time. */
+int on_pass(u64 *ctx)
+{
+	struct task_struct *task = (struct task_struct *)ctx[1];
+	if (!task)
+		return 0;
+	/* Never create storage for a released task: its free event may be past, and nothing would settle it again. */
+	struct nsagent_task *mine = task->sighand ? storage_of(task) : task_storage(TASKS, task, 0, 0);
+	if (!mine)
+		return 0;
+	count(NSAGENT_STAT_PASSES);
+	struct nsagent_row *row = row_at(settle(task, mine, AT_PASS));
+	if (!row)
+		return 0;
+	u64 epoch = configured(NSAGENT_CONFIG_EPOCH);
+	if (row->epoch != epoch) {
+		row->epoch = epoch;
+		row->threads = row->processes = 0;
+		row->running = row->sleeping = row->disk_sleep = row->stopped = row->zombie = row->idle = 0;
+		row->rss_anon_bytes = row->rss_file_bytes = row->rss_shmem_bytes = 0;
+		row->swap_bytes = row->pagetables_bytes = 0;
+	}
+	row->threads++;
+	if (task->pid == task->tgid)
+		row->processes++;
+	count_state(task, row);
+	count_memory(task, row);
+	return 0;
+}
+
+/*
+ * Run on each CPU by user space (BPF_PROG_TEST_RUN): the offset of that CPU's per-CPU memory, without kallsyms. It is the
+ * address of a per-CPU array's element here less the array's per-CPU pointer. Stored and loaded again, a pointer is a number.
+ */
+int find_cpu_offset(u64 *ctx)
+{
+	u32 zero = 0, cpu = ctx[0];
+	u64 *slot = map_lookup(CPU_OFFSETS, &cpu), *element = map_lookup(HERE, &zero), pointer = 0;
+	if (!slot || !element)
+		return 0;
+	*slot = (u64)HERE;
+	barrier();
+	u64 array = *slot;
+	read_kernel(&pointer, sizeof(pointer), (void *)(array + OFFSET(struct bpf_array, pptrs)));
+	*slot = (u64)element;
+	barrier();
+	*slot -= pointer;
+	return 1;
+}
+
+/*
+ * Run by user space with (row, context): fold a row that no task is left in into the row of `context`, which has 0 for
+ * each namespace that is gone, and give the row back. One call in the kernel, so that no death of the agent in between
+ * can lose or double what the row holds. User space has removed the row's key from `ids` two passes before, so nobody finds
+ * the row any more; a task that came back to the same context has a row of its own.
+ */
+int fold_row(u64 *ctx)
+{
+	u64 from = ctx[0];
+	struct nsagent_context context = {ctx[1], {ctx[2], ctx[3], ctx[4], ctx[5], ctx[6], ctx[7], ctx[8], ctx[9]}};
+	struct nsagent_row *row = row_at(from);
+	if (!row || !from)
+		return 0;
+	u64 to = row_of(&context);
+	struct nsagent_row *sum = row_at(to);
+	if (!sum || to == from)
+		return 0;
+#define FOLD(member) __sync_fetch_and_add(&sum->member, __sync_lock_test_and_set(&row->member, 0));
+#define FOLD_COUNTER(counter, value) FOLD(counters[counter])
+	EACH_COUNTER(FOLD_COUNTER, 0)
+	FOLD(processes_created)
+	FOLD(processes_exited)
+	FOLD(threads_created)
+	FOLD(threads_exited)
+	FOLD(threads_freed)
+	row->epoch = 0;
+	row->context.cgroup = 0;
+	map_push(SPARE, &from, 0);
+	return 1;
+}

@@ -1,0 +1,150 @@
+/* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
+/*
+ * What the programs and their reader share; nsagent/kernel/abi.py is its mirror and a test compares the two.
+ * Plain C types only. Every word is 64 bits, native order.
+ */
+#ifndef NSAGENT_H
+#define NSAGENT_H
+
+/* The kinds of namespaces, in alphabetical order. */
+enum nsagent_kind {
+	NSAGENT_CGROUP,
+	NSAGENT_IPC,
+	NSAGENT_MNT,
+	NSAGENT_NET,
+	NSAGENT_PID,
+	NSAGENT_TIME,
+	NSAGENT_USER,
+	NSAGENT_UTS,
+	NSAGENT_KINDS,
+};
+
+/* A task's own counters, in the kernel's units. */
+enum nsagent_counter {
+	NSAGENT_CPU_NS,
+	NSAGENT_USER_NS,
+	NSAGENT_SYSTEM_NS,
+	NSAGENT_RUN_QUEUE_NS,
+	NSAGENT_IO_DELAY_NS,
+	NSAGENT_VOLUNTARY_SWITCHES,
+	NSAGENT_INVOLUNTARY_SWITCHES,
+	NSAGENT_MINOR_FAULTS,
+	NSAGENT_MAJOR_FAULTS,
+	NSAGENT_READ_CHARS,
+	NSAGENT_WRITE_CHARS,
+	NSAGENT_READ_SYSCALLS,
+	NSAGENT_WRITE_SYSCALLS,
+	NSAGENT_READ_BYTES,
+	NSAGENT_WRITE_BYTES,
+	NSAGENT_CANCELLED_WRITE_BYTES,
+	NSAGENT_COUNTERS,
+};
+
+/* Who consumes: an accounting cgroup and eight namespaces. A namespace is (id << 32 | inum), 0 one that is gone. */
+struct nsagent_context {
+	unsigned long long cgroup;
+	unsigned long long ns[NSAGENT_KINDS];
+};
+
+/* One row of the map `rows`: a context and all that its tasks have used. Row 0 takes what finds no row. */
+struct nsagent_row {
+	struct nsagent_context context;
+	unsigned long long counters[NSAGENT_COUNTERS];
+	unsigned long long processes_created;
+	unsigned long long processes_exited;
+	unsigned long long threads_created;
+	unsigned long long threads_exited;
+	unsigned long long threads_freed;
+	/* Gauges: true for the pass `epoch`, stale in any other. */
+	unsigned long long epoch;
+	unsigned long long threads;
+	unsigned long long processes;
+	unsigned long long running;
+	unsigned long long sleeping;
+	unsigned long long disk_sleep;
+	unsigned long long stopped;
+	unsigned long long zombie;
+	unsigned long long idle;
+	unsigned long long rss_anon_bytes;
+	unsigned long long rss_file_bytes;
+	unsigned long long rss_shmem_bytes;
+	unsigned long long swap_bytes;
+	unsigned long long pagetables_bytes;
+};
+
+/* Task storage: lives as long as the task_struct, so also between exit and free. */
+struct nsagent_task {
+	unsigned long long state; /* 0 new, 1 its first settle is under way, 2 ready */
+	unsigned long long row;	  /* what the task uses next is charged here */
+	unsigned long long last[NSAGENT_COUNTERS];
+	/* The traced system call it is in; `call` 0 is none, else nsagent_syscall + 1. */
+	unsigned long long call;
+	unsigned long long flags;
+	unsigned long long argument;
+	unsigned long long target;
+	unsigned long long entered_ns;
+	unsigned long long before; /* row at entry */
+	unsigned long long pid_for_children;
+	unsigned long long time_for_children;
+	unsigned long long child; /* host pid of the child just made; bit 32: it differs from its parent */
+};
+
+/* Elements of the map `config`, written by user space but for NEXT_ROW. */
+enum nsagent_config {
+	NSAGENT_CONFIG_T0,	 /* tasks started before it (CLOCK_MONOTONIC ns) have a past that is nobody's */
+	NSAGENT_CONFIG_EPOCH,	 /* the pass under way */
+	NSAGENT_CONFIG_NEXT_ROW, /* highest row ever used */
+	NSAGENT_CONFIG_ROWS,	 /* size of `rows` */
+	NSAGENT_CONFIG_ALL,	 /* emit calls that changed nothing, too */
+	NSAGENT_CONFIG_TRACE,	 /* system calls are traced */
+	NSAGENT_CONFIG_CPUS,	 /* how many elements of `cpu_offsets` are valid; 0: per-CPU parts cannot be read */
+	NSAGENT_CONFIG_PAGE,	 /* bytes of a page */
+	NSAGENT_CONFIGS,
+};
+
+/* Elements of the map `stats`: what the programs did and what went wrong. */
+enum nsagent_stat {
+	NSAGENT_STAT_ROWS_FULL,	  /* contexts that found no row */
+	NSAGENT_STAT_NO_STORAGE,  /* settles that got no task storage */
+	NSAGENT_STAT_EVENTS,	  /* events written */
+	NSAGENT_STAT_EVENTS_LOST, /* events that found the ring buffer full */
+	NSAGENT_STAT_PASSES,	  /* tasks visited by passes */
+	NSAGENT_STAT_UNSEEN,	  /* changes no traced call explains */
+	NSAGENT_STAT_LATE,	  /* tasks met by another hook before their birth was told */
+	NSAGENT_STATS,
+};
+
+enum nsagent_syscall {
+	NSAGENT_CLONE,
+	NSAGENT_CLONE3,
+	NSAGENT_FORK,
+	NSAGENT_VFORK,
+	NSAGENT_UNSHARE,
+	NSAGENT_SETNS,
+	NSAGENT_SYSCALLS,
+};
+
+/* Results of a call: 0 ok, 1..254 an errno, 255 any larger one. */
+#define NSAGENT_RESULTS 256
+
+/* An event of the ring buffer `events`. In `before` and `after` the pid and time entries are those for children. */
+struct nsagent_event {
+	unsigned long long time_ns; /* CLOCK_BOOTTIME, at the end of the call */
+	unsigned long long latency_ns;
+	unsigned long long flags; /* clone flags; setns: nstype */
+	long long result;
+	unsigned long long cgroup; /* accounting cgroup id */
+	unsigned long long before[NSAGENT_KINDS];
+	unsigned long long after[NSAGENT_KINDS];
+	unsigned long long target; /* setns: namespace behind the descriptor, 0 unknown */
+	unsigned long long argument; /* setns: the descriptor */
+	unsigned int syscall;	   /* nsagent_syscall; NSAGENT_SYSCALLS: no traced call explains the change */
+	unsigned int pid;	   /* thread group, in the initial pid namespace, as all of these */
+	unsigned int tid;
+	unsigned int parent;
+	unsigned int child; /* host pid of the new process or thread */
+	unsigned int uid;   /* in the initial user namespace */
+	char comm[16];
+};
+
+#endif

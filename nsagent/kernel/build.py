@@ -1,0 +1,143 @@
+"""Make the object for a kernel: from the cache, else by the compile child. Nothing here imports bcc.
+
+An object fits one kernel build (BTF ids are baked in), one text of the sources and one accounting hierarchy; these three are
+its key, and the compiler that made it stands inside. So a warm start reads one file and needs no compiler.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+from nsagent.errors import LoadError, UnsupportedError
+
+log = logging.getLogger(__name__)
+
+BTF = "/sys/kernel/btf/vmlinux"
+_NO_BCC = 3  # compile.NO_BCC, without importing that module here
+_NOBODY = 65534
+_HERE = os.path.dirname(os.path.abspath(__file__))
+_BCC_HINT = "apt install python3-bpfcc (PyPI's `bcc` is an unrelated lattice library), or set NSAGENT_BCC_PYTHON to an interpreter that has it"
+
+
+def source_dir() -> str:
+    """Return the directory of the BPF sources: inside the installed package, or beside it in a checkout."""
+    package = os.path.dirname(_HERE)
+    for path in (os.path.join(package, "bpf"), os.path.join(os.path.dirname(package), "bpf")):
+        if os.path.isfile(os.path.join(path, "nsagent.h")):
+            return path
+    raise LoadError("the BPF sources (bpf/nsagent.h) are not installed", hint="reinstall nsagent")
+
+
+def read_sources() -> dict[str, str]:
+    """Return the text of each bpf/*.c and *.h by file name."""
+    paths = sorted(glob.glob(os.path.join(glob.escape(source_dir()), "*.[ch]")))
+    sources = {}
+    for path in paths:
+        with open(path, encoding="utf-8") as file:
+            sources[os.path.basename(path)] = file.read()
+    return sources
+
+
+def source_key(sources: dict[str, str], subsystem: str | None) -> str:
+    """Hash all that the compiled instructions depend on but the kernel."""
+    digest = hashlib.sha256(repr((sorted(sources.items()), subsystem, os.uname().machine)).encode())
+    for name in ("compile.py", "headers.py", "btf.py"):
+        with open(os.path.join(_HERE, name), "rb") as file:
+            digest.update(file.read())
+    return digest.hexdigest()
+
+
+def interpreters() -> list[str]:
+    """Interpreters that may have bcc, in the order they are tried."""
+    candidates = [os.environ.get("NSAGENT_BCC_PYTHON", ""), "/usr/bin/python3", sys.executable]
+    return list(dict.fromkeys(path for path in candidates if path and os.access(path, os.X_OK)))
+
+
+def compile_object(
+    build_id: str, subsystem: str | None, *, btf: str = BTF, deadline: float = 180.0, log_dir: str = ""
+) -> dict[str, Any]:
+    """Compile the programs in a child and return the object, without maps.
+
+    Raises:
+        UnsupportedError: no interpreter has bcc, or the kernel has no BTF.
+        LoadError: the compiler refused; its text is in `log`, and in a file under `log_dir`.
+    """
+    if not os.path.exists(btf):
+        raise UnsupportedError("bpf", f"{btf} does not exist", hint="the kernel needs CONFIG_DEBUG_INFO_BTF=y")
+    sources = read_sources()
+    request = json.dumps(
+        {
+            "root": os.path.dirname(os.path.dirname(_HERE)),
+            "btf": btf,
+            "sources": sources,
+            "machine": os.uname().machine,
+            "subsystem": subsystem,
+            "build_id": build_id,
+            "source": source_key(sources, subsystem),
+            "uid": _NOBODY,
+        }
+    )
+    for python in interpreters():
+        log.info("compiling python=%s", python)
+        try:
+            done = subprocess.run(
+                [python, "-I", os.path.join(_HERE, "compile.py")],
+                input=request, capture_output=True, text=True, timeout=deadline, check=False,
+                env={"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"},
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            raise LoadError(f"compiling took longer than {deadline:g} s and was stopped") from None
+        except OSError as error:
+            log.warning("cannot run %s: %s", python, error.strerror)
+            continue
+        if done.returncode == 0:
+            document: dict[str, Any] = json.loads(done.stdout)
+            return document
+        if done.returncode != _NO_BCC:
+            raise _compile_error(done.stderr, log_dir)
+    raise UnsupportedError("bpf", f"no module named bcc for {' or '.join(interpreters())}", hint=_BCC_HINT)
+
+
+def _compile_error(text: str, log_dir: str) -> LoadError:
+    """One cause out of the compiler's text: its first error, else the child's last line."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if "error:" in line]
+    cause = (errors or lines[-1:] or ["the compiler said nothing"])[0].strip()
+    hint = "please report it with the log"
+    if log_dir:
+        path = os.path.join(log_dir, "compile.log")
+        try:
+            os.makedirs(log_dir, mode=0o700, exist_ok=True)
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(text)
+            hint = f"the compiler's text is in {path}"
+        except OSError:
+            log.warning("cannot write %s", path)
+    return LoadError(f"cannot compile the BPF programs: {cause}", log=text, hint=hint)
+
+
+def cached_path(cache_dir: str, build_id: str, key: str) -> str:
+    """Where the object for this kernel and these sources lies."""
+    return os.path.join(cache_dir, f"{build_id[:40] or 'unknown'}-{key[:16]}.json")
+
+
+def store(path: str, document: dict[str, Any]) -> None:
+    """Write an object atomically, readable by its owner alone. A cache that cannot be written is a warning."""
+    directory = os.path.dirname(path)
+    try:
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=directory, prefix=".object-", delete=False, encoding="ascii") as out:
+            json.dump(document, out)
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(out.name, path)
+    except OSError as error:
+        log.warning("object not cached path=%s error=%s", path, error.strerror)

@@ -1,0 +1,290 @@
+"""Project the few kernel structs the programs read, with this kernel's exact offsets, into a header tree BCC accepts.
+
+BCC normally needs the headers of the running kernel, and reads wrong offsets silently when given others. Here each struct is
+a union of one padded struct a member, so that every offset is the one BTF states. The structs must not be packed: the
+verifier would see byte loads and refuse them. Standard library only: this runs in the compile child.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import NamedTuple
+
+from nsagent.errors import UnsupportedError
+from nsagent.kernel.btf import ENUM, FUNC, STRUCT, TYPEDEF, Btf
+
+# Every member the programs read: struct -> member -> C type. The one list to extend when a program reads more.
+STRUCTS: dict[str, dict[str, str]] = {
+    "task_struct": {
+        "pid": "int",
+        "tgid": "int",
+        "flags": "u32",
+        "exit_state": "int",
+        "__state": "u32",  # `state`, a long, before commit 2f064a59a11f ("sched: Change task_struct::state") (in v5.14)
+        "state": "long",
+        "comm": "char[16]",
+        "start_time": "u64",  # CLOCK_MONOTONIC ns
+        "nsproxy": "struct nsproxy *",
+        "real_cred": "struct cred *",
+        "cgroups": "struct css_set *",
+        "thread_pid": "struct pid *",
+        "group_leader": "struct task_struct *",
+        "real_parent": "struct task_struct *",
+        "signal": "struct signal_struct *",
+        "sighand": "struct sighand_struct *",
+        "files": "struct files_struct *",
+        "mm": "struct mm_struct *",
+        "delays": "struct task_delay_info *",
+        "se": "struct sched_entity",
+        "sched_info": "struct sched_info",
+        "ioac": "struct task_io_accounting",
+        "utime": "u64",
+        "stime": "u64",
+        "min_flt": "unsigned long",
+        "maj_flt": "unsigned long",
+        "nvcsw": "unsigned long",
+        "nivcsw": "unsigned long",
+    },
+    "sched_entity": {"sum_exec_runtime": "u64"},
+    "sched_info": {"run_delay": "u64"},
+    "task_io_accounting": dict.fromkeys(
+        ("rchar", "wchar", "syscr", "syscw", "read_bytes", "write_bytes", "cancelled_write_bytes"), "u64"
+    ),
+    "task_delay_info": {"blkio_delay": "u64"},
+    "sighand_struct": {},
+    "signal_struct": {"live": "atomic_t"},
+    "mm_struct": {
+        "owner": "struct task_struct *",
+        "rss_stat": "",  # see _rss_stat
+        "pgtables_bytes": "atomic_long_t",
+    },
+    "percpu_counter": {"count": "s64", "counters": "s32 *"},
+    "mm_rss_stat": {"count": "atomic_long_t[4]"},
+    "nsproxy": {
+        "uts_ns": "struct uts_namespace *",
+        "ipc_ns": "struct ipc_namespace *",
+        "mnt_ns": "struct mnt_namespace *",
+        "pid_ns_for_children": "struct pid_namespace *",
+        "net_ns": "struct net *",
+        "cgroup_ns": "struct cgroup_namespace *",
+        "time_ns": "struct time_namespace *",  # Since commit 769071ac9f20 ("ns: Introduce Time Namespace") (in v5.6)
+        "time_ns_for_children": "struct time_namespace *",
+    },
+    "ns_common": {"inum": "u32", "ns_id": "u64", "ns_type": "u32", "ops": "struct proc_ns_operations *"},
+    "proc_ns_operations": {"type": "int"},
+    **{
+        name: {"ns": "struct ns_common"}
+        for name in (
+            "uts_namespace",
+            "ipc_namespace",
+            "mnt_namespace",
+            "pid_namespace",
+            "net",
+            "cgroup_namespace",
+            "time_namespace",
+            "user_namespace",
+        )
+    },
+    "cred": {"user_ns": "struct user_namespace *"},
+    "upid": {"nr": "int", "ns": "struct pid_namespace *"},
+    "pid": {"level": "u32", "numbers": "struct upid[1]"},
+    "css_set": {"dfl_cgrp": "struct cgroup *", "subsys": "struct cgroup_subsys_state *[16]"},
+    "cgroup_subsys_state": {"cgroup": "struct cgroup *"},
+    "cgroup": {"kn": "struct kernfs_node *"},
+    "kernfs_node": {"id": "u64"},
+    "files_struct": {"fdt": "struct fdtable *"},
+    "fdtable": {"max_fds": "u32", "fd": "struct file **"},
+    "file": {"f_inode": "struct inode *"},
+    "inode": {"i_sb": "struct super_block *", "i_private": "void *"},
+    "super_block": {"s_magic": "unsigned long"},
+    "bpf_array": {"pptrs": "u64[1]"},
+}
+
+
+class Need(NamedTuple):
+    """What a feature needs: any one of `members` (struct.member), and what a kernel without them lacks."""
+
+    members: tuple[str, ...]
+    reason: str
+
+
+# Without these there is no accounting at all.
+REQUIRED = (
+    "task_struct.nsproxy",
+    "task_struct.real_cred",
+    "task_struct.thread_pid",
+    "task_struct.cgroups",
+    "task_struct.signal",
+    "task_struct.se",
+    "task_struct.utime",
+    "task_struct.stime",
+    "task_struct.start_time",
+    "ns_common.inum",
+    "kernfs_node.id",
+)
+
+FEATURES: dict[str, Need] = {
+    "run_queue": Need(("sched_info.run_delay",), "the kernel was built without CONFIG_SCHED_INFO"),
+    "io_delay": Need(("task_delay_info.blkio_delay",), "the kernel was built without CONFIG_TASK_DELAY_ACCT"),
+    "storage": Need(("task_io_accounting.read_bytes",), "the kernel was built without CONFIG_TASK_IO_ACCOUNTING"),
+    "rss": Need(("mm_struct.owner",), "the kernel was built without CONFIG_MEMCG: an mm has no owner to count it at"),
+    "pagetables": Need(("mm_struct.pgtables_bytes",), "mm_struct has no pgtables_bytes"),
+    "time_namespaces": Need(("nsproxy.time_ns",), "the kernel has no time namespaces (they came with v5.6)"),
+    "namespace_id": Need(("ns_common.ns_id",), "ns_common has no ns_id: nsagent counts births of an inum itself"),
+}
+
+_SIZES = {
+    "int": 4,
+    "u32": 4,
+    "s32": 4,
+    "u64": 8,
+    "s64": 8,
+    "long": 8,
+    "unsigned long": 8,
+    "atomic_t": 4,
+    "atomic_long_t": 8,
+}
+
+# Function prototypes in BTF tell what a tracepoint passes; a kfunc is called by its BTF id.
+KFUNCS = ("bpf_iter_task_new", "bpf_iter_task_next", "bpf_iter_task_destroy")
+
+_TYPES = """#pragma once
+typedef signed char s8; typedef unsigned char u8; typedef short s16; typedef unsigned short u16;
+typedef int s32; typedef unsigned int u32; typedef long long s64; typedef unsigned long long u64;
+typedef s8 __s8; typedef u8 __u8; typedef s16 __s16; typedef u16 __u16; typedef s32 __s32; typedef u32 __u32;
+typedef s64 __s64; typedef u64 __u64; typedef u16 __le16; typedef u16 __be16; typedef u32 __be32; typedef u64 __be64;
+typedef u32 __wsum; typedef u16 __sum16;
+typedef _Bool bool; typedef unsigned long size_t; typedef int pid_t; typedef unsigned long uintptr_t; typedef int gfp_t;
+typedef struct { int counter; } atomic_t; typedef struct { s64 counter; } atomic_long_t;
+#define true 1
+#define false 0
+#define NULL ((void *)0)
+#define __aligned_u64 u64 __attribute__((aligned(8)))
+"""
+
+# BCC's own prologue includes these; only their existence matters.
+_EMPTY = ("linux/log2.h", "linux/bpf_common.h", "uapi/linux/bpf.h", "uapi/linux/if_packet.h", "uapi/linux/if_ether.h",
+          "uapi/linux/ptrace.h")  # fmt: skip
+_ARCH = {"x86_64": "x86", "aarch64": "arm64"}
+
+
+class Projection(NamedTuple):
+    """The C text of the projected structs, the features this kernel lacks with reasons, and the kfuncs it has."""
+
+    text: str
+    missing: dict[str, str]
+    kfuncs: dict[str, int]
+
+
+def _declaration(name: str, ctype: str) -> str:
+    base, array, count = ctype.partition("[")
+    return f"{base}{'' if base.endswith('*') else ' '}{name}{array}{count}"
+
+
+def _width(ctype: str) -> int | None:
+    """Return the size in bytes the C type must have in BTF, None where only BTF knows it (a struct)."""
+    base, _, count = ctype.partition("[")
+    size = 8 if base.endswith("*") else 1 if base == "char" else _SIZES.get(base)
+    return size if not count else None
+
+
+def _rss_stat(btf: Btf, type_id: int) -> str:
+    """struct percpu_counter[4] since commit f1a7941243c1 ("mm: convert mm's rss stats into percpu_counter") (in v6.2)."""
+    name = btf.head(btf.element(type_id))[1]
+    return {"percpu_counter": "struct percpu_counter[4]", "mm_rss_stat": "struct mm_rss_stat"}.get(name, "")
+
+
+def _order() -> list[str]:
+    """Structs in the order C needs them: those embedded by value before those that embed them."""
+    order: list[str] = []
+
+    def visit(struct: str) -> None:
+        if struct in order:
+            return
+        for ctype in STRUCTS[struct].values():
+            embedded = re.match(r"struct (\w+)(\[|$)", ctype)
+            if embedded and embedded[1] in STRUCTS:
+                visit(embedded[1])
+        order.append(struct)
+
+    for first in ("percpu_counter", "mm_rss_stat", *STRUCTS):
+        visit(first)
+    return order
+
+
+def project(btf: Btf) -> Projection:
+    """Return what the programs are compiled against on the kernel that `btf` describes.
+
+    Raises:
+        UnsupportedError: a member without which nothing can be accounted is missing.
+        ParseError: `btf` is broken.
+    """
+    have: set[str] = set()
+    lines = [f"struct {struct};" for struct in STRUCTS]
+    extra: list[str] = []
+    for struct in _order():
+        type_id = btf.ids.get((STRUCT, struct))
+        if type_id is None:
+            continue
+        body = []
+        for name, declared in STRUCTS[struct].items():
+            member = btf.member(type_id, name)
+            if member is None or member.bit_width or member.bit_offset % 8:
+                continue
+            ctype = declared or _rss_stat(btf, member.type)
+            width, stripped = _width(ctype), btf.strip(member.type)
+            if not ctype or (width and not ctype.endswith("*") and btf.size(stripped) != width):
+                continue
+            if struct == "mm_struct" and name == "rss_stat":
+                extra.append(f"#define HAVE_rss_{'percpu' if 'percpu' in ctype else 'atomic'} 1")
+            have.add(f"{struct}.{name}")
+            pad = f"char __pad_{name}[{member.bit_offset // 8}]; " if member.bit_offset else ""
+            body.append(f"  struct {{ {pad}{_declaration(name, ctype)}; }};")
+        lines += [f"struct {struct} {{ union {{ char __size[{btf.size(type_id)}];", *body, "}; };"]
+    if absent := [member for member in REQUIRED if member not in have]:
+        raise UnsupportedError(
+            "accounting", f"this kernel's BTF lacks {', '.join(absent)}", hint="please report the kernel and this line"
+        )
+    missing = {feature: need.reason for feature, need in FEATURES.items() if not any(m in have for m in need.members)}
+    kfuncs = {name: btf.ids[FUNC, name] for name in KFUNCS if (FUNC, name) in btf.ids}
+    extra += [f"#define NSAGENT_{name} {value}" for name, value in btf.enumerators("cgroup_subsys_id").items()]
+    extra += [f"#define HAVE_{name} 1" for name in kfuncs]
+    exit_trace = btf.ids.get((TYPEDEF, "btf_trace_sched_process_exit"))
+    if exit_trace is not None and btf.parameters(exit_trace) == 3:  # void *data, task, group_dead
+        extra.append("#define HAVE_exit_group_dead 1")
+    lines = [f"#define HAVE_{member.replace('.', '_')} 1" for member in sorted(have)] + extra + lines
+    return Projection("\n".join(lines) + "\n", missing, kfuncs)
+
+
+def has_controller(btf: Btf, controller: str) -> bool:
+    """Tell whether the kernel was built with a cgroup controller (``cpuacct``)."""
+    return (ENUM, "cgroup_subsys_id") in btf.ids and f"{controller}_cgrp_id" in btf.enumerators("cgroup_subsys_id")
+
+
+def write_tree(tree: str, structs: str, machine: str) -> None:
+    """Write under `tree` the header tree that BCC_KERNEL_SOURCE points at."""
+
+    def write(path: str, text: str) -> None:
+        path = os.path.join(tree, path)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "w", encoding="ascii") as file:
+            file.write(text)
+
+    write("include/linux/types.h", _TYPES)
+    write("include/linux/kernel_structs.h", "#pragma once\n" + structs)
+    write(
+        "include/linux/kconfig.h",
+        "#pragma once\n#include <linux/types.h>\n#define CONFIG_BPF_SYSCALL 1\n#define PAGE_SIZE 4096\n"
+        "#include <linux/kernel_structs.h>\n",
+    )
+    # BCC refuses a tree without a version; no program of ours looks at it.
+    write(
+        "include/linux/version.h",
+        "#define LINUX_VERSION_CODE 0\n#define KERNEL_VERSION(a, b, c) (((a) << 16) + ((b) << 8) + (c))\n",
+    )
+    for path in _EMPTY:
+        write(f"include/{path}", "")
+    arch = _ARCH.get(machine, machine)
+    write(f"arch/{arch}/include/asm/page.h", "")
+    os.makedirs(os.path.join(tree, f"arch/{arch}/include/generated"), exist_ok=True)
