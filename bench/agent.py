@@ -1,0 +1,83 @@
+"""An agent in a world of its own, for the benches: own state directory, pins and port; all gone when it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.measure import PREFIX
+
+TICKS = os.sysconf("SC_CLK_TCK")
+_number = itertools.count()
+
+
+@dataclass(frozen=True)
+class Agent:
+    """A running agent: its process and its address."""
+
+    pid: int
+    url: str
+
+    def scrape(self) -> bytes:
+        """GET /metrics."""
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=60) as response:
+            return bytes(response.read())
+
+    def cpu_ms(self) -> float:
+        """Return the CPU time of the agent so far; se.sum_exec_runtime of its threads, to the nanosecond."""
+        threads = Path(f"/proc/{self.pid}/task").glob("*/schedstat")
+        return sum(int(path.read_text().split()[0]) for path in threads) / 1e6
+
+    def pss_mib(self) -> float:
+        """Return its proportional set size (smaps_rollup)."""
+        lines = Path(f"/proc/{self.pid}/smaps_rollup").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+
+
+@contextlib.contextmanager
+def running_agent(*flags: str) -> Iterator[Agent]:
+    """Start an agent and wait until it is ready; RuntimeError with its last words if it does not get there."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    pins = Path(f"/sys/fs/bpf/{PREFIX}-{next(_number)}")
+    with tempfile.TemporaryDirectory(prefix=PREFIX) as state, tempfile.TemporaryFile() as log:
+        nsagent = str(Path(sys.executable).with_name("nsagent"))
+        world = ["--listen", address, "--state-dir", state, "--pin-dir", str(pins), "--ephemeral"]
+        process = subprocess.Popen([nsagent, "agent", *world, *flags], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        try:
+            _wait_ready(process, f"http://{address}/-/ready")
+            yield Agent(process.pid, f"http://{address}")
+        except RuntimeError as exc:
+            log.seek(0)
+            raise RuntimeError(f"{exc}\n{log.read().decode(errors='replace')}") from exc
+        finally:
+            process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            if pins.exists():
+                shutil.rmtree(pins)
+
+
+def _wait_ready(process: subprocess.Popen[bytes], url: str) -> None:
+    end = time.monotonic() + 90
+    while process.poll() is None and time.monotonic() < end:
+        with contextlib.suppress(urllib.error.URLError, ConnectionError), urllib.request.urlopen(url, timeout=5):
+            return
+        time.sleep(0.02)
+    raise RuntimeError("the agent did not become ready")
