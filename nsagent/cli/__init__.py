@@ -105,6 +105,9 @@ def fail(message: str, hint: str, code: int) -> int:
 def report_click(exc: click.ClickException) -> int:
     """Print what click refused: where to read how it is meant, and 2, as for all that cannot be parsed."""
     context = getattr(exc, "ctx", None)
+    if isinstance(exc, getattr(click.exceptions, "NoArgsIsHelpError", ())):  # since click 8.2: its text is the help
+        click.echo(exc.format_message(), err=True)
+        return exc.exit_code
     hint = f"see '{context.command_path} --help'" if context is not None else ""
     return fail(" ".join(exc.format_message().split()), hint, exc.exit_code if exc.exit_code != 1 else 2)
 

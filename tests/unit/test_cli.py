@@ -13,12 +13,18 @@ from nsagent.errors import AccessError, NsagentError, UnsupportedError, UsageErr
 from tests.support import nsagent_argv, run_nsagent
 
 
-@pytest.mark.parametrize("name", cli.COMMANDS)
+@pytest.mark.parametrize("name", [*(n for n in cli.COMMANDS if n != "bpf"), "bpf status", "bpf unload"])
 def test_each_command_loads_and_has_examples(name: str) -> None:
-    done = run_nsagent(name, "--help")
+    done = run_nsagent(*name.split(), "--help")
     assert done.returncode == 0, done.stderr
     assert f"Usage: nsagent {name}" in done.stdout
     assert "xample" in done.stdout, "examples belong at the end of --help"
+
+
+def test_a_group_alone_shows_its_help() -> None:
+    done = run_nsagent("bpf")
+    assert "Usage: nsagent bpf" in done.stdout + done.stderr
+    assert "error:" not in done.stderr
 
 
 def test_epilog_keeps_its_lines() -> None:
