@@ -12,6 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from nsagent.errors import UnsupportedError
+from nsagent.kernel import abi
+from nsagent.kernel.attach import Attached
+from nsagent.kernel.ring import RingBuffer
 from nsagent.namespaces import CLONE_FLAGS, KINDS, NamespaceId, NamespaceKind
 
 # include/uapi/linux/sched.h; the CLONE_NEW* ones come from nsagent.namespaces.
@@ -189,8 +193,6 @@ def decode(record: bytes | memoryview, boot_to_real_ns: int) -> SyscallEvent:
     Raises:
         struct.error: the record is not of the ABI's size.
     """
-    from nsagent.kernel import abi
-
     words: tuple[Any, ...] = abi.EVENT.unpack(record)
     time_ns, latency, flags, result, cgroup = words[:5]
     target, argument, syscall, pid, tid, parent, child, uid, comm = words[21:]
@@ -216,7 +218,50 @@ def decode(record: bytes | memoryview, boot_to_real_ns: int) -> SyscallEvent:
     )
 
 
-def results(counts: memoryview | list[int], width: int) -> Iterator[tuple[int, str, int]]:
+class KernelEvents:
+    """The stream of events and the counts of calls, from the BPF programs. One reader at a time."""
+
+    def __init__(self, attached: Attached) -> None:
+        self._attached = attached
+        self._ring = attached.ring()
+
+    def fileno(self) -> int:
+        """Return a descriptor that polls readable while there are events. Raises UnsupportedError where none are traced."""
+        return self._opened().fileno()
+
+    def _opened(self) -> RingBuffer:
+        if self._ring is None:
+            raise UnsupportedError("tracing", "the programs were attached without it", hint="run the agent without --no-trace")
+        return self._ring
+
+    def read(self) -> list[SyscallEvent]:
+        """Return the events there are, oldest first; does not wait."""
+        offset = time.clock_gettime_ns(time.CLOCK_REALTIME) - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        return [decode(record, offset) for record in self._opened().read()]
+
+    def trace_all(self, on: bool) -> None:
+        """Have an event for every call, forks that change nothing included."""
+        self._attached.trace_all(on)
+
+    def counts(self) -> SyscallCounts:
+        """Return the calls counted since the load."""
+        cells = self._attached.syscall_cells()
+        calls = {(abi.SYSCALLS[row], name): count for row, name, count in results(cells, abi.RESULTS)}
+        by_kind = {
+            (abi.SYSCALLS[row // len(KINDS)], KINDS[row % len(KINDS)], name): count
+            for row, name, count in results(self._attached.namespace_syscall_cells(), abi.RESULTS)
+        }
+        lost = {"ringbuf_full": self._attached.statistic("events_lost"), "map_full": self._attached.statistic("rows_full")}
+        return SyscallCounts(calls, by_kind, self._attached.statistic("events"), lost)
+
+    def close(self) -> None:
+        """Unmap the ring buffer; its position stays in the kernel."""
+        if self._ring is not None:
+            self._ring.close()
+            self._ring = None
+
+
+def results(counts: list[int], width: int) -> Iterator[tuple[int, str, int]]:
     """Yield (row, result name, count) for each non-zero cell of a table of `width` results a row."""
     for index, value in enumerate(counts):
         if value:

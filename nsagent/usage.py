@@ -10,7 +10,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from nsagent.namespaces import NamespaceId
+from nsagent.kernel import abi
+from nsagent.kernel.attach import Attached
+from nsagent.namespaces import KINDS, NamespaceId, NamespaceKind
 
 
 class Usage(NamedTuple):
@@ -74,7 +76,7 @@ class NodeUsage:
 
     namespaces: dict[NamespaceId, Usage]
     cgroups: dict[int, Usage]
-    namespaces_ended: dict[str, Usage]
+    namespaces_ended: dict[NamespaceKind, Usage]
     exact: bool
     missing: frozenset[str]
     contexts: int
@@ -90,19 +92,44 @@ class UsageSource(Protocol):
     def close(self) -> None: ...
 
 
-def group(rows: Iterable[tuple[int, Sequence[int], Usage]]) -> tuple[dict[NamespaceId, Usage], dict[int, Usage]]:
-    """Group (cgroup id, packed namespaces, usage) by namespace and by cgroup. See `nsagent.kernel.abi` for the packing."""
-    from nsagent.namespaces import KINDS
+class KernelUsage:
+    """Exact usage, from the rows the BPF programs keep. Implements UsageSource."""
 
-    by_namespace: list[dict[int, list[Usage]]] = [{} for _ in KINDS]
+    def __init__(self, attached: Attached) -> None:
+        self._attached = attached
+
+    def read(self) -> NodeUsage:
+        """Settle every task and group the rows. Raises LoadError where the kernel breaks the pass off."""
+        self._attached.settle()
+        epoch, counters = self._attached.epoch, len(abi.COUNTERS) + len(abi.EVENTS)
+        first, stamp = abi.KEY_WORDS, abi.KEY_WORDS + counters
+        no_gauges = (0,) * len(abi.GAUGES)
+        rows = []
+        for words in self._attached.rows():
+            gauges = words[stamp + 1 :] if words[stamp] == epoch else no_gauges
+            if words[0] or any(words[first:stamp]):
+                rows.append((words[0], words[1:first], Usage._make(words[first:stamp] + gauges)))
+        namespaces, cgroups, ended = group(rows)
+        return NodeUsage(namespaces, cgroups, ended, True, self._attached.missing_fields, len(rows))
+
+    def close(self) -> None:
+        """Nothing of its own to close: the programs belong to who attached them."""
+
+
+def group(
+    rows: Iterable[tuple[int, Sequence[int], Usage]],
+) -> tuple[dict[NamespaceId, Usage], dict[int, Usage], dict[NamespaceKind, Usage]]:
+    """Group (cgroup id, packed namespaces, usage) by namespace, by cgroup, and by kind for what is packed as 0: ended."""
+    by_kind: list[dict[int, list[Usage]]] = [{} for _ in KINDS]
     by_cgroup: dict[int, list[Usage]] = {}
     for cgroup, namespaces, usage in rows:
         by_cgroup.setdefault(cgroup, []).append(usage)
-        for members, packed in zip(by_namespace, namespaces, strict=True):
+        for members, packed in zip(by_kind, namespaces, strict=True):
             members.setdefault(packed, []).append(usage)
+    ended = {kind: total(members.pop(0, [])) for kind, members in zip(KINDS, by_kind, strict=True)}
     flat = {
         NamespaceId(kind, packed & 0xFFFFFFFF, packed >> 32): total(usages)
-        for kind, members in zip(KINDS, by_namespace, strict=True)
+        for kind, members in zip(KINDS, by_kind, strict=True)
         for packed, usages in members.items()
     }
-    return flat, {cgroup: total(usages) for cgroup, usages in by_cgroup.items()}
+    return flat, {cgroup: total(usages) for cgroup, usages in by_cgroup.items()}, ended

@@ -7,7 +7,7 @@ A *row* is one context (an accounting cgroup and eight namespaces) and all that 
 from __future__ import annotations
 
 import struct
-from typing import Final
+from typing import Any, Final
 
 ABI_VERSION: Final = 1
 
@@ -86,10 +86,10 @@ MAX_CPUS: Final = 64
 EVENT: Final = struct.Struct("=QQQqQ8Q8QQQIIIIII16s")
 
 
-def map_specs(rows: int, ring_bytes: int) -> dict[str, dict[str, object]]:
+def map_specs(rows: int, ring_bytes: int) -> dict[str, dict[str, Any]]:
     """Return the maps of bpf/common.h (enum nsagent_map) for the loader; sizes in bytes, `rows` contexts at most."""
 
-    def spec(kind: str, key: int, value: int, entries: int, *flags: str) -> dict[str, object]:
+    def spec(kind: str, key: int, value: int, entries: int, *flags: str) -> dict[str, Any]:
         return {"type": kind, "key_size": key, "value_size": value, "max_entries": entries, "flags": list(flags)}
 
     return {

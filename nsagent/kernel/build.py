@@ -23,6 +23,10 @@ log = logging.getLogger(__name__)
 BTF = "/sys/kernel/btf/vmlinux"
 _NO_BCC = 3  # compile.NO_BCC, without importing that module here
 _NOBODY = 65534
+_BCC_HINT = (
+    "apt install python3-bpfcc (PyPI's `bcc` is an unrelated lattice library), "
+    "or set NSAGENT_BCC_PYTHON to an interpreter that has it"
+)
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _BCC_HINT = "apt install python3-bpfcc (PyPI's `bcc` is an unrelated lattice library), or set NSAGENT_BCC_PYTHON to an interpreter that has it"
 
@@ -129,15 +133,16 @@ def cached_path(cache_dir: str, build_id: str, key: str) -> str:
     return os.path.join(cache_dir, f"{build_id[:40] or 'unknown'}-{key[:16]}.json")
 
 
-def store(path: str, document: dict[str, Any]) -> None:
-    """Write an object atomically, readable by its owner alone. A cache that cannot be written is a warning."""
-    directory = os.path.dirname(path)
+def store(path: str, document: dict[str, Any]) -> bytes:
+    """Write an object atomically, readable by its owner alone, and return its text. A failure to write is a warning."""
+    directory, text = os.path.dirname(path), json.dumps(document).encode()
     try:
         os.makedirs(directory, mode=0o700, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=directory, prefix=".object-", delete=False, encoding="ascii") as out:
-            json.dump(document, out)
+        with tempfile.NamedTemporaryFile(dir=directory, prefix=".object-", delete=False) as out:
+            out.write(text)
             out.flush()
             os.fsync(out.fileno())
         os.replace(out.name, path)
     except OSError as error:
         log.warning("object not cached path=%s error=%s", path, error.strerror)
+    return text

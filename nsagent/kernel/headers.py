@@ -128,6 +128,7 @@ FEATURES: dict[str, Need] = {
     "run_queue": Need(("sched_info.run_delay",), "the kernel was built without CONFIG_SCHED_INFO"),
     "io_delay": Need(("task_delay_info.blkio_delay",), "the kernel was built without CONFIG_TASK_DELAY_ACCT"),
     "storage": Need(("task_io_accounting.read_bytes",), "the kernel was built without CONFIG_TASK_IO_ACCOUNTING"),
+    "io_chars": Need(("task_io_accounting.rchar",), "the kernel was built without CONFIG_TASK_XACCT"),
     "rss": Need(("mm_struct.owner",), "the kernel was built without CONFIG_MEMCG: an mm has no owner to count it at"),
     "pagetables": Need(("mm_struct.pgtables_bytes",), "mm_struct has no pgtables_bytes"),
     "time_namespaces": Need(("nsproxy.time_ns",), "the kernel has no time namespaces (they came with v5.6)"),

@@ -1,0 +1,235 @@
+"""Bring the programs into the kernel, or adopt those an earlier agent left there, and speak to them.
+
+`attach` is cold (compile, write the object, then load it like any other), warm (load the cached object) or an adoption (the
+pins hold the same programs already: the kernel went on counting). What the words of a row mean is in `nsagent.kernel.abi`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import struct
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from nsagent.errors import NsagentError, UnsupportedError
+from nsagent.kernel import abi, bpf, build, objects
+from nsagent.kernel.maps import possible_cpus
+from nsagent.kernel.ring import RingBuffer
+
+log = logging.getLogger(__name__)
+
+ROWS = 10240  # contexts: 3.6 MB
+RING_BYTES = 1 << 20  # 3,600 events
+_WORD = struct.Struct("=Q")
+_BEFORE_ALL = (1 << 64) - 1
+# Which words of a row a missing feature leaves empty.
+_FIELDS = {
+    "run_queue": ("run_queue_ns",),
+    "io_delay": ("io_delay_ns",),
+    "storage": ("read_bytes", "write_bytes", "cancelled_write_bytes"),
+    "io_chars": ("read_chars", "write_chars", "read_syscalls", "write_syscalls"),
+    "rss": ("rss_anon_bytes", "rss_file_bytes", "rss_shmem_bytes", "swap_bytes", "pagetables_bytes"),
+    "pagetables": ("pagetables_bytes",),
+}
+
+
+def find_object(
+    cache_dir: str, subsystem: str | None, *, rows: int = ROWS, ring_bytes: int = RING_BYTES
+) -> tuple[objects.Object, bool]:
+    """Return the object for this kernel, and whether it came from the cache. Raises as `build.compile_object`."""
+    build_id = objects.kernel_build_id()
+    key = build.source_key(build.read_sources(), subsystem)
+    path = build.cached_path(cache_dir, build_id, key)
+    try:
+        found = objects.read_object(path)
+        if found.key == (key, build_id):
+            return _sized(found, rows, ring_bytes), True
+        log.warning("cached object is another's path=%s", path)
+    except FileNotFoundError:
+        pass
+    except NsagentError as error:
+        log.warning("cached object refused path=%s reason=%s", path, error)
+    document: dict[str, Any] = build.compile_object(build_id, subsystem, log_dir=cache_dir)
+    document |= {"abi": abi.ABI_VERSION, "maps": abi.map_specs(rows, ring_bytes)}
+    text = build.store(path, document)
+    return objects.parse_object(text, path), False
+
+
+def _sized(found: objects.Object, rows: int, ring_bytes: int) -> objects.Object:
+    """Sizes are options of the agent and no part of the object's key."""
+    specs = abi.map_specs(rows, ring_bytes)
+    for name in ("ids", "rows", "spare", "events"):
+        found.maps[name] = dataclasses.replace(found.maps[name], max_entries=specs[name]["max_entries"])
+    return found
+
+
+def attach(
+    pin_dir: str,
+    cache_dir: str,
+    *,
+    subsystem: str | None,
+    trace: bool = True,
+    rows: int = ROWS,
+    ring_bytes: int = RING_BYTES,
+) -> Attached:
+    """Load or adopt the programs under `pin_dir`.
+
+    `subsystem` is the v1 controller whose hierarchy's cgroups are charged (``cpuacct``), None for the v2 tree.
+
+    Raises:
+        UnsupportedError: no BTF, no bcc to compile with, no bpffs, or a kernel without what the programs stand on.
+        AccessError: no CAP_BPF and CAP_PERFMON.
+        LoadError: the compiler or the verifier refused.
+    """
+    found, cached = find_object(cache_dir, subsystem, rows=rows, ring_bytes=ring_bytes)
+    groups = {"account", "trace"} if trace else {"account"}
+    started = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+    loaded = objects.load(found, pin_dir, groups=groups, before_attach=_before_attach(rows), after_attach=_after_attach)
+    attached = Attached(loaded, found, warm=cached, adopted=loaded.loaded_ns < started)
+    attached.find_cpu_offsets()
+    return attached
+
+
+def _before_attach(rows: int) -> Any:
+    def set_up(maps: objects.Maps) -> None:
+        _put(maps, "t0", _BEFORE_ALL)  # until every program is attached, whoever is met was alive at load
+        _put(maps, "rows", rows)
+        _put(maps, "page", os.sysconf("SC_PAGE_SIZE"))
+
+    return set_up
+
+
+def _after_attach(maps: objects.Maps) -> None:
+    _put(maps, "t0", time.clock_gettime_ns(time.CLOCK_MONOTONIC))
+
+
+def _put(maps: objects.Maps, element: str, value: int) -> None:
+    maps["config"].update(struct.pack("=I", abi.CONFIG.index(element)), _WORD.pack(value))
+
+
+class Attached:
+    """The programs in the kernel. One caller at a time; `close` leaves them running, `unload` ends them.
+
+    `warm`: no compiler was needed; `adopted`: they were running already. `missing` names each feature this kernel lacks,
+    with the reason, `missing_fields` the words of a row that mean nothing here.
+    """
+
+    def __init__(self, loaded: objects.Loaded, found: objects.Object, *, warm: bool, adopted: bool) -> None:
+        self._loaded = loaded
+        self._maps = loaded.maps
+        self.warm = warm
+        self.adopted = adopted
+        self.compiler = found.compiler
+        self.missing = dict(found.missing)
+        self.traces = "leave_unshare" in loaded.links
+        self.epoch = self._config("epoch")
+
+    @property
+    def missing_fields(self) -> frozenset[str]:
+        fields = {field for feature in self.missing for field in _FIELDS.get(feature, ())}
+        if not _delay_accounting():
+            fields.add("io_delay_ns")
+        return frozenset(fields)
+
+    def _config(self, element: str) -> int:
+        value = self._maps["config"].lookup(struct.pack("=I", abi.CONFIG.index(element)))
+        return int(_WORD.unpack(value)[0]) if value else 0
+
+    def find_cpu_offsets(self) -> None:
+        """Tell the programs where each CPU's per-CPU memory is; without it RSS lacks what the CPUs have not folded in."""
+        cpus = possible_cpus()
+        if cpus > abi.MAX_CPUS:
+            self.missing["rss_exact"] = f"more than {abi.MAX_CPUS} CPUs: summing each one's part would make a pass slow"
+            return
+        try:
+            for cpu in sorted(os.sched_getaffinity(0) | set(_online_cpus())):
+                bpf.prog_test_run(self._loaded.programs["find_cpu_offset"], _WORD.pack(cpu), cpu=cpu)
+        except OSError as error:
+            self.missing["rss_exact"] = f"per-CPU memory cannot be found: {error.strerror}"
+            return
+        _put(self._maps, "cpus", cpus)
+
+    def settle(self) -> None:
+        """Walk all tasks once: bring every account up to date and sum the gauges anew. 45 us for 170 tasks, 4 ms for 5,000."""
+        self.epoch += 1
+        _put(self._maps, "epoch", self.epoch)
+        self._loaded.iterate("on_pass")
+
+    def rows(self) -> Iterator[tuple[int, ...]]:
+        """Yield each row that was ever used, by index from 0; a row given back has cgroup and namespaces all 0."""
+        return abi.ROW.iter_unpack(self._maps["rows"].read_array(0, self._config("next_row") + 1))
+
+    def drop_key(self, row: int, key: Sequence[int]) -> None:
+        """Let nobody find this row any more: the next task in its context gets a new one."""
+        packed = struct.pack(f"={abi.KEY_WORDS}Q", *key)
+        if (now := self._maps["ids"].lookup(packed)) and _WORD.unpack(now)[0] == row:
+            self._maps["ids"].delete(packed)
+
+    def fold(self, row: int, key: Sequence[int]) -> bool:
+        """Add what `row` holds to the row of context `key` and give it back, in one step of the kernel's."""
+        context = struct.pack(f"={1 + abi.KEY_WORDS}Q", row, *key)
+        try:
+            return bool(bpf.prog_test_run(self._loaded.programs["fold_row"], context))
+        except OSError as error:
+            raise bpf.translate(error, "fold a row") from error
+
+    def statistic(self, name: str) -> int:
+        """One of `abi.STATS`."""
+        value = self._maps["stats"].lookup(struct.pack("=I", abi.STATS.index(name)))
+        return int(_WORD.unpack(value)[0]) if value else 0
+
+    def syscall_cells(self) -> list[int]:
+        """Calls, [syscall][result]; empty where nothing is traced."""
+        return self._cells("syscalls")
+
+    def namespace_syscall_cells(self) -> list[int]:
+        """Calls by requested kind, [syscall][kind][result]; empty where nothing is traced."""
+        return self._cells("namespace_syscalls")
+
+    def _cells(self, name: str) -> list[int]:
+        return memoryview(self._maps[name].read_array()).cast("Q").tolist() if self.traces else []
+
+    def ring(self) -> RingBuffer | None:
+        """The ring buffer of events, for its one reader; None where nothing is traced."""
+        return RingBuffer(self._maps["events"]) if self.traces else None
+
+    def trace_all(self, on: bool) -> None:
+        """Have an event for every call, forks that change nothing included."""
+        _put(self._maps, "all", int(on))
+
+    def status(self) -> objects.Status:
+        """Programs, maps, their memory and pins."""
+        return self._loaded.status()
+
+    def close(self) -> None:
+        """Let go; the pins keep the kernel counting."""
+        self._loaded.close()
+
+    def unload(self) -> None:
+        """End the programs and remove the pins."""
+        self._loaded.unload()
+
+
+def _delay_accounting() -> bool:
+    """Since Linux kernel commit 0cd7c741f01d ("delayacct: Add sysctl to enable at runtime") (in v5.14) off by default."""
+    try:
+        with open("/proc/sys/kernel/task_delayacct", encoding="ascii") as file:
+            return file.read().strip() == "1"
+    except OSError:
+        return False
+
+
+def _online_cpus(path: str = "/sys/devices/system/cpu/online") -> list[int]:
+    try:
+        with open(path, encoding="ascii") as file:
+            ranges = file.read().strip().split(",")
+    except OSError as error:
+        raise UnsupportedError("sysfs", f"{path}: {error.strerror}") from error
+    cpus: list[int] = []
+    for part in ranges:
+        first, _, last = part.partition("-")
+        cpus += range(int(first), int(last or first) + 1)
+    return cpus
