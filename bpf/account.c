@@ -164,45 +164,60 @@ INLINE void count_state(struct task_struct *task, struct nsagent_row *row)
 enum { FILE_PAGES, ANON_PAGES, SWAP_ENTRIES, SHMEM_PAGES };
 #define MAX_CPUS 64
 
-#ifdef HAVE_rss_percpu
-/* count alone lacks what the CPUs have not yet folded in, up to max(32, 2 * CPUs) pages each: add it where it can be read. */
-INLINE s64 pages_of(struct mm_struct *mm, u32 member, s64 count, u64 cpus)
-{
-	u64 counters = 0;
-	read_kernel(&counters, sizeof(counters), (void *)((u64)mm + OFFSET(struct mm_struct, rss_stat) +
-							  member * sizeof(struct percpu_counter) +
-							  OFFSET(struct percpu_counter, counters)));
-	for (u32 cpu = 0; cpu < MAX_CPUS && cpu < cpus && counters; cpu++) {
-		u64 *offset = map_lookup(CPU_OFFSETS, &cpu);
-		s32 part = 0;
-		if (!offset)
-			break;
-		read_kernel(&part, sizeof(part), (void *)(counters + *offset));
-		count += part;
-	}
-	return count < 0 ? 0 : count;
-}
-#define PAGES(mm, member, cpus) pages_of(mm, member, (mm)->rss_stat[member].count, cpus)
-#else
-#define PAGES(mm, member, cpus) ((mm)->rss_stat.count[member].counter < 0 ? 0 : (mm)->rss_stat.count[member].counter)
-#endif
+struct memory {
+	s64 pages[4];
+	s64 pagetables_bytes;
+};
 
-/* An mm is counted once, at the task that owns it, however many threads or vfork children share it. */
-INLINE void count_memory(struct task_struct *task, struct nsagent_row *row)
+/*
+ * An mm is counted once, at the task that owns it, however many threads or vfork children share it.
+ * Since v6.2 its counters are per CPU, and `count` lacks what the CPUs have not folded in: that is added where it can be read.
+ */
+INLINE void read_memory(struct task_struct *task, struct memory *to)
 {
 #if defined(HAVE_mm_struct_owner) && defined(HAVE_mm_struct_rss_stat)
 	struct mm_struct *mm = task->mm;
 	if (!mm || mm->owner != task)
 		return;
-	u64 cpus = configured(NSAGENT_CONFIG_CPUS), page = configured(NSAGENT_CONFIG_PAGE);
-	row->rss_file_bytes += PAGES(mm, FILE_PAGES, cpus) * page;
-	row->rss_anon_bytes += PAGES(mm, ANON_PAGES, cpus) * page;
-	row->swap_bytes += PAGES(mm, SWAP_ENTRIES, cpus) * page;
-	row->rss_shmem_bytes += PAGES(mm, SHMEM_PAGES, cpus) * page;
 #ifdef HAVE_mm_struct_pgtables_bytes
-	row->pagetables_bytes += mm->pgtables_bytes.counter;
+	to->pagetables_bytes = mm->pgtables_bytes.counter;
+#endif
+#ifdef HAVE_rss_percpu
+	u64 counters[4];
+	u64 cpus = configured(NSAGENT_CONFIG_CPUS);
+#define COUNT(member)                                                                                                  \
+	to->pages[member] = mm->rss_stat[member].count;                                                                \
+	read_kernel(&counters[member], sizeof(counters[member]),                                                       \
+		    (void *)((u64)mm + OFFSET(struct mm_struct, rss_stat[member].counters)));
+	COUNT(FILE_PAGES)
+	COUNT(ANON_PAGES)
+	COUNT(SWAP_ENTRIES)
+	COUNT(SHMEM_PAGES)
+	for (u32 cpu = 0; cpu < MAX_CPUS && cpu < cpus; cpu++) {
+		u64 *offset = map_lookup(CPU_OFFSETS, &cpu);
+		s32 part = 0;
+		if (!offset)
+			break;
+#define ADD_PART(member)                                                                                               \
+	read_kernel(&part, sizeof(part), (void *)(counters[member] + *offset));                                        \
+	to->pages[member] += part;
+		ADD_PART(FILE_PAGES)
+		ADD_PART(ANON_PAGES)
+		ADD_PART(SWAP_ENTRIES)
+		ADD_PART(SHMEM_PAGES)
+	}
+#else
+	to->pages[FILE_PAGES] = mm->rss_stat.count[FILE_PAGES].counter;
+	to->pages[ANON_PAGES] = mm->rss_stat.count[ANON_PAGES].counter;
+	to->pages[SWAP_ENTRIES] = mm->rss_stat.count[SWAP_ENTRIES].counter;
+	to->pages[SHMEM_PAGES] = mm->rss_stat.count[SHMEM_PAGES].counter;
 #endif
 #endif
+}
+
+INLINE u64 bytes_of(s64 pages, u64 page)
+{
+	return pages > 0 ? pages * page : 0;
 }
 
 /* bpf_iter/task: settle every task, and sum the gauges of this pass. User space runs one pass at a time. */
@@ -215,6 +230,9 @@ int on_pass(u64 *ctx)
 	struct nsagent_task *mine = task->sighand ? storage_of(task) : task_storage(TASKS, task, 0, 0);
 	if (!mine)
 		return 0;
+	/* Before settle: the verifier walks the loop over the CPUs once for each state it comes with. */
+	struct memory memory = {};
+	read_memory(task, &memory);
 	count(NSAGENT_STAT_PASSES);
 	struct nsagent_row *row = row_at(settle(task, mine, AT_PASS));
 	if (!row)
@@ -231,7 +249,12 @@ int on_pass(u64 *ctx)
 	if (task->pid == task->tgid)
 		row->processes++;
 	count_state(task, row);
-	count_memory(task, row);
+	u64 page = configured(NSAGENT_CONFIG_PAGE);
+	row->rss_file_bytes += bytes_of(memory.pages[FILE_PAGES], page);
+	row->rss_anon_bytes += bytes_of(memory.pages[ANON_PAGES], page);
+	row->swap_bytes += bytes_of(memory.pages[SWAP_ENTRIES], page);
+	row->rss_shmem_bytes += bytes_of(memory.pages[SHMEM_PAGES], page);
+	row->pagetables_bytes += memory.pagetables_bytes;
 	return 0;
 }
 

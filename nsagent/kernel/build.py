@@ -28,7 +28,6 @@ _BCC_HINT = (
     "or set NSAGENT_BCC_PYTHON to an interpreter that has it"
 )
 _HERE = os.path.dirname(os.path.abspath(__file__))
-_BCC_HINT = "apt install python3-bpfcc (PyPI's `bcc` is an unrelated lattice library), or set NSAGENT_BCC_PYTHON to an interpreter that has it"
 
 
 def source_dir() -> str:
