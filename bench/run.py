@@ -41,7 +41,7 @@ def table(rows: list[Row]) -> Iterator[str]:
     yield "| what | median | rounds | ratio |"
     yield "|---|---:|---:|---|"
     for row in rows:
-        ratio = f"{row.ratio:.2f} × {row.baseline}" if row.ratio is not None and row.name != row.baseline else ""
+        ratio = f"{row.ratio:.3g} × {row.baseline}" if row.ratio is not None and row.name != row.baseline else ""
         yield f"| {row.name} | {row.median:,.4g} {row.unit} | {row.rounds} | {ratio} |"
 
 
