@@ -136,11 +136,21 @@ def strerror(err: int) -> str:
 def translate(exc: OSError, what: str) -> NsagentError:
     """Turn an OSError of this module into nsagent's: EPERM lacks a capability, EINVAL and its kin a kernel feature."""
     err = exc.errno or 0
+    if err == errno.EPERM and _capable():
+        why = "not permitted in spite of CAP_BPF: locked down, or in a user namespace or under a seccomp filter"
+        return UnsupportedError(what, why, hint="see 'nsagent doctor'")
     if err in (errno.EPERM, errno.EACCES):
         return AccessError(f"{what}: {strerror(err)}", capability="CAP_BPF and CAP_PERFMON (CAP_SYS_ADMIN before v5.8)")
     if err in _UNSUPPORTED:
         return UnsupportedError(what, f"refused by this kernel ({strerror(err)})", hint="see 'nsagent doctor'")
     return LoadError(f"{what}: {strerror(err)}")
+
+
+def _capable() -> bool:
+    """Tell whether we have CAP_BPF (39) and CAP_PERFMON (38), or CAP_SYS_ADMIN (21): then EPERM has another cause."""
+    with open("/proc/self/status", encoding="utf-8", errors="replace") as lines:
+        mask = next((int(line.split()[1], 16) for line in lines if line.startswith("CapEff:")), 0)
+    return mask >> 21 & 1 == 1 or mask >> 38 & 3 == 3
 
 
 def _buffer(data: bytes) -> ctypes.Array[ctypes.c_char]:
@@ -175,9 +185,7 @@ def map_create(
     return _call(Command.MAP_CREATE, head + struct.pack("=4I", 0, *btf))
 
 
-def _element(
-    fd: int, key: ctypes.Array[ctypes.c_char] | None, value: ctypes.Array[ctypes.c_char] | None, flags: int
-) -> bytes:
+def _element(fd: int, key: ctypes.Array[ctypes.c_char] | None, value: ctypes.Array[ctypes.c_char] | None, flags: int) -> bytes:
     address = [ctypes.addressof(b) if b is not None else 0 for b in (key, value)]
     return struct.pack("=I4xQQQ", fd, *address, flags)
 

@@ -149,9 +149,7 @@ class Loaded:
         """Describe programs, maps and pins as the kernel has them now."""
         try:
             programs = tuple(self._program_status(name, fd) for name, fd in self.programs.items())
-            maps = tuple(
-                MapStatus(m.name, m.type, m.entries(), m.max_entries, m.memory_bytes()) for m in self.maps.values()
-            )
+            maps = tuple(MapStatus(m.name, m.type, m.entries(), m.max_entries, m.memory_bytes()) for m in self.maps.values())
             live = live_dir(self.pin_dir)
             paths = tuple(f"{live}/{name}" for name in sorted(os.listdir(live))) if os.path.isdir(live) else ()
         except OSError as exc:

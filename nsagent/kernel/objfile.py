@@ -118,9 +118,7 @@ def kernel_build_id(notes: str = "/sys/kernel/notes", btf: str = "/sys/kernel/bt
         with open(btf, "rb") as file:
             return hashlib.sha1(file.read(), usedforsecurity=False).hexdigest()
     except OSError as exc:
-        raise NsagentError(
-            f"the kernel's build cannot be told: no build id in {notes}, and {btf}: {exc.strerror}"
-        ) from exc
+        raise NsagentError(f"the kernel's build cannot be told: no build id in {notes}, and {btf}: {exc.strerror}") from exc
 
 
 def read_object(path: str) -> Object:
@@ -205,13 +203,9 @@ class _Parser:
         keyless, ring = kind in ("queue", "ringbuf"), kind == "ringbuf"
         key_size = self.within(spec.get("key_size", 0), f"{what}: key_size", *((0, 0) if keyless else (1, 512)))
         value_size = self.within(spec.get("value_size", 0), f"{what}: value_size", *((0, 0) if ring else (1, 1 << 20)))
-        entries = self.within(
-            spec.get("max_entries", 0), f"{what}: max_entries", 0 if kind == "task_storage" else 1, 1 << 28
-        )
+        entries = self.within(spec.get("max_entries", 0), f"{what}: max_entries", 0 if kind == "task_storage" else 1, 1 << 28)
         self.check(max(key_size + value_size, 1) * entries <= _MAP_BYTES, f"{what}: larger than {_MAP_BYTES} bytes")
-        self.check(
-            kind != "task_storage" or (value_size % 8 == 0 and entries == 0), f"{what}: task storage of odd size"
-        )
+        self.check(kind != "task_storage" or (value_size % 8 == 0 and entries == 0), f"{what}: task storage of odd size")
         flags = self.of(list, spec.get("flags", []), f"{what}: flags")
         self.check(all(isinstance(f, str) and f in bpf.MAP_FLAGS for f in flags), f"{what}: unknown flag in {flags}")
         return MapSpec(kind, key_size, value_size, entries, tuple(flags))
@@ -239,9 +233,7 @@ class _Parser:
         for pair in self.of(list, spec.get("relocations", []), f"{what}: relocations"):
             self.check(len(self.of(list, pair, f"{what}: relocation")) == 2, f"{what}: relocation {pair}")
             index = self.within(pair[0], f"{what}: relocation", 0, length - 2)
-            self.check(
-                self.of(str, pair[1], f"{what}: relocation") in maps, f"{what}: relocation to no map {pair[1]!r}"
-            )
+            self.check(self.of(str, pair[1], f"{what}: relocation") in maps, f"{what}: relocation to no map {pair[1]!r}")
             relocations.append((index, pair[1]))
         self._check_loads(what, insns, {index for index, _ in relocations})
         return ProgramSpec(name, group, kind, attach, target, btf_id, insns, tuple(relocations))

@@ -47,9 +47,7 @@ class Lock:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
         self.release()
 
 
@@ -79,9 +77,7 @@ def make_pin_dir(pin_dir: str) -> None:
     """Make `pin_dir` with mode 0700 on a bpffs. Raises UnsupportedError, AccessError."""
     parent = os.path.dirname(os.path.abspath(pin_dir))
     if not mounts.is_bpffs(parent):
-        raise UnsupportedError(
-            f"pin directory {pin_dir}", f"{parent} is not on a bpffs", hint=f"mount -t bpf bpf {mounts.BPFFS}"
-        )
+        raise UnsupportedError(f"pin directory {pin_dir}", f"{parent} is not on a bpffs", hint=f"mount -t bpf bpf {mounts.BPFFS}")
     try:
         os.mkdir(pin_dir, 0o700)
     except FileExistsError:
