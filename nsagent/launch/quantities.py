@@ -1,4 +1,4 @@
-"""The words of the command line to numbers: sizes, times, CPUs, devices, kinds. Text in, or UsageError with a hint."""
+"""The words of the command line to numbers: sizes, times, CPUs, devices. Text in, or UsageError with a hint."""
 
 from __future__ import annotations
 
@@ -9,11 +9,7 @@ import stat
 from typing import Final
 
 from nsagent.errors import UsageError
-from nsagent.namespaces import KINDS, NamespaceKind
 
-DEFAULT_KINDS: Final = frozenset(
-    {NamespaceKind.CGROUP, NamespaceKind.IPC, NamespaceKind.MNT, NamespaceKind.PID, NamespaceKind.UTS}
-)
 IO_KEYS: Final = ("rbps", "wbps", "riops", "wiops")
 
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtp]?)(?:i?b)?", re.IGNORECASE | re.ASCII)
@@ -83,9 +79,7 @@ def parse_cpuset(text: str, online: str) -> str:
         raise UsageError(f"--cpuset {text!r} is not a list of CPUs", hint="such as 0-1 or 0,2-3")
     missing = sorted(wanted - _cpu_list(online))
     if missing:
-        raise UsageError(
-            f"--cpuset {text!r} names CPU {missing[0]}", hint=f"the CPUs of this host are {online.strip()}"
-        )
+        raise UsageError(f"--cpuset {text!r} names CPU {missing[0]}", hint=f"the CPUs of this host are {online.strip()}")
     return text.strip()
 
 
@@ -97,20 +91,6 @@ def _cpu_list(text: str) -> set[int]:
             return set()
         cpus.update(range(int(match[1]), int(match[2] or match[1]) + 1))
     return cpus
-
-
-def parse_kinds(text: str) -> frozenset[NamespaceKind]:
-    """Return the kinds of a comma-separated list, or of all, or none."""
-    if text in ("all", "none"):
-        return frozenset(KINDS if text == "all" else ())
-    try:
-        return frozenset(NamespaceKind(word.strip()) for word in text.split(","))
-    except ValueError:
-        unknown = next(word.strip() for word in text.split(",") if word.strip() not in list(KINDS))
-        raise UsageError(
-            f"there is no kind of namespace called {unknown!r}",
-            hint=f"the kinds are {' '.join(KINDS)}; or all, or none",
-        ) from None
 
 
 def parse_io_max(text: str) -> tuple[str, dict[str, int]]:

@@ -1,0 +1,116 @@
+"""The registry: records survive crashes, belong to one launcher, and stay few."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from nsagent import jobs
+from nsagent.errors import AccessError
+from tests.support import wait_for
+
+
+def record(name: str = "job", **changes: object) -> jobs.JobRecord:
+    fields = {"id": jobs.new_id(name), "name": name, "command": ("true",), "launcher_pid": os.getpid(), "start": time.time()}
+    return jobs.JobRecord(**(fields | changes))  # type: ignore[arg-type]
+
+
+def test_a_job_from_start_to_end(tmp_path: Path) -> None:
+    job = jobs.create(str(tmp_path), record(isolate=("pid", "uts")))
+    assert jobs.read_live(str(tmp_path)) == [job.record]
+    job.update(pid=42, namespaces={"pid": 4026532000})
+    (live,) = jobs.read_live(str(tmp_path))
+    assert (live.pid, live.namespaces, live.isolate) == (42, {"pid": 4026532000}, ("pid", "uts"))
+    job.finish(end=2.0, outcome="success", exit_code=0)
+    assert jobs.read_live(str(tmp_path)) == []
+    (ended,) = jobs.read_ended(str(tmp_path))
+    assert (ended.outcome, ended.exit_code, ended.pid) == ("success", 0, 42)
+    assert [p.name for p in (tmp_path / "jobs").rglob(".*")] == []
+
+
+def test_only_the_owner_reads_them(tmp_path: Path) -> None:
+    job = jobs.create(str(tmp_path / "state"), record())
+    assert (tmp_path / "state" / "jobs" / f"{job.record.id}.json").stat().st_mode & 0o077 == 0
+    job.release()
+
+
+def _hold(state: str, name: str) -> None:
+    job = jobs.create(state, record(name))
+    job.update(pid=os.getpid())  # the lock must live through a replaced file
+    signal.pause()
+
+
+def test_abandoned_means_that_the_launcher_is_gone(tmp_path: Path) -> None:
+    state = str(tmp_path)
+    context = multiprocessing.get_context("fork")
+    launcher = context.Process(target=_hold, args=(state, "held"))
+    launcher.start()
+    try:
+        wait_for(lambda: [r for r in jobs.read_live(state) if r.pid], what="the job's file")
+        assert list(jobs.abandoned(state)) == []
+    finally:
+        launcher.kill()
+        launcher.join()
+    (job,) = jobs.abandoned(state)
+    assert job.record.name == "held"
+    assert list(jobs.abandoned(state)) == [], "a second sweeper took what the first one holds"
+    job.finish(outcome="abandoned")
+    assert list(jobs.abandoned(state)) == []
+    assert [r.outcome for r in jobs.read_ended(state)] == ["abandoned"]
+
+
+def test_a_launcher_that_died_within_finish_left_its_end(tmp_path: Path) -> None:
+    job = jobs.create(str(tmp_path), record())
+    live = tmp_path / "jobs" / f"{job.record.id}.json"
+    text = live.read_text()
+    job.finish(outcome="success", exit_code=0)
+    live.write_text(text)
+    assert list(jobs.abandoned(str(tmp_path))) == []
+    assert not live.exists()
+    assert [r.outcome for r in jobs.read_ended(str(tmp_path))] == ["success"]
+
+
+def test_the_newest_thousand_are_kept(tmp_path: Path) -> None:
+    ended = tmp_path / "jobs" / "ended"
+    ended.mkdir(parents=True)
+    for n in range(jobs.KEEP + 200):
+        path = ended / f"old-{n}.json"
+        path.write_text("{}")
+        os.utime(path, (n, n))
+    job = jobs.create(str(tmp_path), record())
+    job.finish(outcome="success", exit_code=0)
+    left = {path.name for path in ended.iterdir()}
+    assert len(left) == jobs.KEEP
+    assert f"{job.record.id}.json" in left
+    assert "old-200.json" not in left
+    assert f"old-{jobs.KEEP + 199}.json" in left
+
+
+def test_a_later_versions_fields_are_passed_over(tmp_path: Path) -> None:
+    job = jobs.create(str(tmp_path), record())
+    path = tmp_path / "jobs" / f"{job.record.id}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"colour": "blue"}))
+    assert [r.id for r in jobs.read_live(str(tmp_path))] == [job.record.id]
+
+
+def test_ids_are_safe_names() -> None:
+    for name in ("../../etc", "a\nb", "", "...", "x" * 300, "ü/\\", "cgroup.procs"):
+        made = jobs.new_id(name)
+        assert "/" not in made
+        assert made.isprintable()
+        assert not made.startswith((".", "-"))
+        assert len(made) <= 60
+        assert made != jobs.new_id(name)
+
+
+def test_a_state_directory_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(AccessError) as caught:
+        jobs.create(str(tmp_path / "file" / "state"), record())
+    assert "--state-dir" in caught.value.hint
