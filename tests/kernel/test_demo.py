@@ -1,0 +1,114 @@
+"""`make demo` shows what it promises and leaves nothing: after success, after a failure half way, and after Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import ROOT, cgroup_mounts, require, require_root, wait_for
+
+pytestmark = pytest.mark.kernel
+
+
+@pytest.fixture(autouse=True)
+def _host() -> None:
+    require_root()
+    require(Path("/sys/fs/bpf").is_mount(), "bpffs is not mounted on /sys/fs/bpf (make setup mounts it)")
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    return tmp_path / "demo.out"
+
+
+@pytest.fixture
+def demo(output: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The demo, running."""
+    with output.open("wb") as file:
+        process = subprocess.Popen([sys.executable, "tools/demo.py"], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+    yield process
+    if process.poll() is None:
+        process.terminate()
+        process.wait(60)
+
+
+def leftovers(demo_pid: int) -> list[str]:
+    """Return what the demo made and did not remove: pins, cgroups, directories, and processes working for it."""
+    found = [str(path) for path in Path("/sys/fs/bpf").glob(f"nsagent-demo-{demo_pid}*")]
+    found += [str(path) for mount in cgroup_mounts() for path in mount.glob("nsagent/demo*")]
+    found += [str(path) for path in Path("/var/tmp").glob("nsagent-demo-*")]
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (entry / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if b"nsagent-demo-" in words and int(entry.name) != os.getpid():
+            found.append(f"process {entry.name}: {words.replace(bytes(1), b' ').decode(errors='replace')}")
+    return found
+
+
+def value(text: str, pattern: str) -> float:
+    """Return the number at the end of the one line that matches `pattern`."""
+    lines = [line for line in text.splitlines() if re.search(pattern, line)]
+    assert len(lines) == 1, f"{pattern}: {lines}"
+    return float(lines[0].split()[-1])
+
+
+def test_shows_the_job_from_three_sides_and_leaves_nothing(demo: subprocess.Popen[bytes], output: Path) -> None:
+    code = demo.wait(180)
+    text = output.read_text()
+    assert code == 0, text
+    for title in range(1, 9):
+        assert f"== {title}. " in text
+    assert "inside: I am PID 1 on host bird" in text
+    assert re.search(r"clone3\(.*CLONE_NEWPID.*\) = \d+ .*pid \d+→\d+", text)
+    assert re.search(r"nsenter .*setns\(", text)
+    assert re.search(r"unshare .*unshare\(CLONE_NEWUTS\)", text)
+    assert value(text, r"nsagent_cgroup_cpu_limit_cores\{") == 0.5
+    assert value(text, r"nsagent_cgroup_memory_limit_bytes\{") == 128 << 20
+    assert value(text, r"nsagent_cgroup_memory_peak_bytes\{") > 64 << 20
+    assert value(text, r'nsagent_namespace_storage_bytes_total\{.*kind="pid".*operation="write"') >= 32 << 20
+    # sh, and what its script starts: 300 times true, and a dozen for the pipelines, dd and the rest
+    created = value(text, r'nsagent_namespace_processes_created_total\{.*kind="pid"')
+    assert 305 <= created <= 330
+    assert value(text, r'nsagent_namespace_processes\{.*kind="pid"') == 1
+    cpu = value(text, r"nsagent_cgroup_cpu_usage_seconds_total\{")
+    assert value(text, r'nsagent_namespace_cpu_seconds_total\{.*kind="pid"') == pytest.approx(cpu, rel=0.05)
+    assert "nothing is left" in text
+    assert leftovers(demo.pid) == []
+
+
+@pytest.mark.parametrize("moment", ["== 1.", "== 3.", "inside: done"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_demo_leaves_nothing(
+    demo: subprocess.Popen[bytes], output: Path, moment: str, number: signal.Signals
+) -> None:
+    wait_for(lambda: moment in output.read_text() or demo.poll() is not None, 120, f"the demo to print {moment}")
+    assert demo.poll() is None, output.read_text()
+    demo.send_signal(number)
+    assert demo.wait(60) == 130, output.read_text()
+    assert leftovers(demo.pid) == []
+
+
+def test_a_demo_that_fails_half_way_leaves_nothing(tmp_path: Path) -> None:
+    """Without nsenter on PATH, step 4 cannot go on."""
+    for tool in ("sh", "dd", "head", "tail", "wc", "ls", "hostname"):
+        found = next((path for path in (Path("/bin") / tool, Path("/usr/bin") / tool) if path.exists()), None)
+        if found is not None:
+            (tmp_path / tool).symlink_to(found)
+    argv = [sys.executable, "tools/demo.py"]
+    with subprocess.Popen(
+        argv, cwd=ROOT, env={"PATH": str(tmp_path)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        text, _ = process.communicate(timeout=180)
+    assert process.returncode == 1, text
+    assert "error: " in text
+    assert "nsenter" in text
+    assert leftovers(process.pid) == []
