@@ -1,0 +1,162 @@
+"""What the kernel tests share: the workload, the programs attached once, and cgroups whose own accounting is the truth."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from nsagent.kernel import mounts
+from nsagent.kernel.attach import Attached, attach
+from nsagent.usage import KernelUsage, NodeUsage, Usage, total
+from tests import support
+
+SOURCE = Path(__file__).with_name("load.c")
+
+
+@pytest.fixture(scope="session")
+def load(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Path of the compiled workload (load.c); readable and executable by anybody."""
+    support.require(shutil.which("gcc"), "gcc is not installed (make setup)")
+    directory = tmp_path_factory.mktemp("load")
+    program = directory / "load"
+    subprocess.run(["gcc", "-O1", "-Wall", "-Werror", "-o", str(program), str(SOURCE), "-lpthread"], check=True)
+    return str(program)
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One object cache for all tests: the programs are compiled once."""
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+def accounting() -> tuple[str | None, Path]:
+    """The controller whose hierarchy is charged (None on v2) and where it is mounted."""
+    v1, v2 = {}, None
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        fields, _, rest = line.partition(" - ")
+        kind, _, options = rest.split(" ", 2)
+        point = Path(fields.split(" ")[4])
+        if kind == "cgroup2":
+            v2 = point
+        elif kind == "cgroup":
+            v1.update(dict.fromkeys(options.split(" ")[-1].split(","), point))
+    for controller in ("cpuacct", "cpu", "memory"):
+        if controller in v1:
+            return controller, v1[controller]
+    support.require(v2, "no cgroup hierarchy is mounted")
+    assert v2 is not None
+    return None, v2
+
+
+@dataclass
+class AccountedCgroup:
+    """A cgroup of the accounting hierarchy, with the kernel's own figure for it."""
+
+    path: Path
+    reader: KernelUsage
+
+    @property
+    def id(self) -> int:
+        return self.path.stat().st_ino
+
+    def kernel_ns(self) -> int:
+        """What the kernel says its tasks have used. v1: in ns; v2: in us, truncated."""
+        usage = self.path / "cpuacct.usage"
+        if usage.exists():
+            return int(usage.read_text())
+        return int((self.path / "cpu.stat").read_text().split()[1]) * 1000
+
+    def ours(self, node: NodeUsage | None = None) -> Usage:
+        """What the contexts of this cgroup have used, after a pass."""
+        return (node or self.reader.read()).cgroups.get(self.id, Usage())
+
+    def run(self, argv: list[str], **popen: object) -> subprocess.Popen[str]:
+        """Start a program whose every instruction after exec is in this cgroup."""
+        descriptor = os.open(self.path / "cgroup.procs", os.O_WRONLY)
+        try:
+            return subprocess.Popen(  # type: ignore[call-overload,no-any-return]
+                argv,
+                preexec_fn=lambda: os.write(descriptor, b"0"),  # noqa: PLW1509 - started before the test's threads
+                text=True,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                **popen,
+            )
+        finally:
+            os.close(descriptor)
+
+    def complete(self) -> Usage:
+        """Wait until every exit was followed by its free, or that stops happening; return what there is then.
+
+        A free that runs in softirq on top of PID 1 of some hosts is never seen by BPF: exits - frees tells how many.
+        """
+        state: list[Usage] = []
+
+        def settled() -> bool:
+            state.append(self.ours())
+            return state[-1].threads_exited == state[-1].threads_freed or len(state) > 60
+
+        support.wait_for(settled, 10, "the frees of all exited threads")
+        return state[-1]
+
+
+@pytest.fixture(scope="session")
+def attached(cache_dir: str) -> Iterator[Attached]:
+    """The programs, in a pin directory of this test session."""
+    support.require_root()
+    support.require(os.path.exists("/sys/kernel/btf/vmlinux"), "this kernel has no BTF")
+    mounts.mount_bpffs()
+    mounts.mount_tracefs()
+    pins = f"{mounts.BPFFS}/{support.unique_name('kernel')}"
+    programs = attach(pins, cache_dir, subsystem=accounting()[0])
+    yield programs
+    programs.unload()
+
+
+@pytest.fixture(scope="session")
+def usage(attached: Attached) -> KernelUsage:
+    """The one reader of the session's programs."""
+    return KernelUsage(attached)
+
+
+@pytest.fixture
+def cgroup(usage: KernelUsage, cgroup_name: str) -> AccountedCgroup:
+    """A fresh cgroup in the accounting hierarchy; removed by cgroup_name."""
+    path = accounting()[1] / cgroup_name
+    path.mkdir()
+    return AccountedCgroup(path, usage)
+
+
+@pytest.fixture
+def new_cgroup(usage: KernelUsage, cgroup_name: str) -> Callable[[str], AccountedCgroup]:
+    """Make children of one fresh cgroup, by name."""
+
+    def make(name: str) -> AccountedCgroup:
+        path = accounting()[1] / cgroup_name / name
+        path.mkdir(parents=True)
+        return AccountedCgroup(path, usage)
+
+    return make
+
+
+def expect_ready(process: subprocess.Popen[str]) -> None:
+    """Wait for a workload that holds."""
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line == "ready\n", f"the workload said {line!r}"
+
+
+def go_on(process: subprocess.Popen[str]) -> None:
+    """Let a holding workload go on."""
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+__all__ = ["AccountedCgroup", "accounting", "expect_ready", "go_on", "total"]
