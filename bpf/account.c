@@ -22,14 +22,15 @@ int on_birth(u64 *ctx)
 	if (!(flags & CLONE_THREAD))
 		__sync_fetch_and_add(&row->processes_created, 1);
 
-	/* The parent is in a traced call: tell its end which child this was, and in which context where that differs. */
+	/* The parent is in a traced call: tell its end which child this was, and in which context where that differs. A parent
+	 * without a row was alive at load and has not been met by the pass that follows it. */
 	struct nsagent_task *parent = task_storage(TASKS, current_task(), 0, 0);
 	if (!parent || !parent->call)
 		return 0;
 	u64 child = (u32)task->pid;
 	parent->flags = flags;
 	struct nsagent_row *from = row_at(parent->row);
-	if (from && parent->row != index && !same_namespaces(from->context.ns, row->context.ns)) {
+	if (from && parent->row && parent->row != index && !same_namespaces(from->context.ns, row->context.ns)) {
 		map_update(CHILDREN, &child, &row->context, 0);
 		child |= 1ULL << 32;
 	}

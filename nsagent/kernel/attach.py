@@ -90,6 +90,8 @@ def attach(
     loaded = objects.load(found, pin_dir, groups=groups, before_attach=_before_attach(rows), after_attach=_after_attach)
     attached = Attached(loaded, found, warm=cached, adopted=loaded.loaded_ns < started)
     attached.find_cpu_offsets()
+    if not attached.adopted:
+        attached.settle()  # everybody alive gets a context, so that their next call has a "before"
     return attached
 
 

@@ -1,0 +1,203 @@
+"""Tracing against a known number of calls: on the counters, in the stream, and in the namespaces before and after."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from nsagent import libc
+from nsagent.events import EventFilter, KernelEvents, SyscallCounts, SyscallEvent
+from nsagent.kernel.attach import Attached
+from nsagent.namespaces import NamespaceKind
+from tests import support
+from tests.kernel.conftest import AccountedCgroup, expect_ready, go_on
+
+pytestmark = pytest.mark.kernel
+
+
+class Stream:
+    """The session's one ring buffer reader, kept drained; events of one process at a time."""
+
+    def __init__(self, events: KernelEvents) -> None:
+        self.kernel = events
+        self.seen: list[SyscallEvent] = []
+
+    def of(self, pid: int) -> list[SyscallEvent]:
+        self.seen += self.kernel.read()
+        return [event for event in self.seen if event.pid == pid]
+
+    def since(self, before: SyscallCounts) -> dict[tuple[str, str], int]:
+        now = self.kernel.counts()
+        return {key: count - before.syscalls.get(key, 0) for key, count in now.syscalls.items()}
+
+
+@pytest.fixture(scope="module")
+def kernel_events(attached: Attached) -> Iterator[KernelEvents]:
+    events = KernelEvents(attached)
+    yield events
+    events.close()
+
+
+@pytest.fixture
+def stream(kernel_events: KernelEvents) -> Stream:
+    kernel_events.read()
+    return Stream(kernel_events)
+
+
+def test_counts_every_unshare(stream: Stream, cgroup: AccountedCgroup, load: str) -> None:
+    process = cgroup.run([load, "unshares", "23"])
+    expect_ready(process)
+    before = stream.kernel.counts()
+    go_on(process)
+    expect_ready(process)
+    events = stream.of(process.pid)
+    assert len(events) == 23
+    assert {(e.syscall, e.result, tuple(kind for kind, _, _ in e.changes)) for e in events} == {("unshare", "ok", ("uts",))}
+    for earlier, later in itertools.pairwise(events):
+        assert earlier.changes[0][2] == later.changes[0][1]  # each begins where the last ended
+        assert later.time_ns > earlier.time_ns
+    assert len({event.changes[0][2] for event in events}) == 23
+    assert {event.cgroup_id for event in events} == {cgroup.id}
+    assert {event.comm for event in events} == {"load"}
+    assert events[-1].changes[0][2].inum == os.stat(f"/proc/{process.pid}/ns/uts").st_ino
+    assert stream.since(before)["unshare", "ok"] >= 23
+    grown = stream.kernel.counts().namespace_syscalls["unshare", NamespaceKind.UTS, "ok"]
+    assert grown - before.namespace_syscalls.get(("unshare", NamespaceKind.UTS, "ok"), 0) >= 23
+    go_on(process)
+    assert process.wait(10) == 0
+
+
+def test_a_failed_setns_is_one_event_with_its_errno(stream: Stream, cgroup: AccountedCgroup, load: str) -> None:
+    process = cgroup.run([load, "bad-setns", "1"])
+    expect_ready(process)
+    before = stream.kernel.counts()
+    go_on(process)
+    expect_ready(process)
+    (event,) = stream.of(process.pid)
+    assert (event.syscall, event.retval, event.result, event.fd) == ("setns", -9, "EBADF", 999)
+    assert event.changes == []
+    assert stream.since(before)["setns", "EBADF"] >= 1
+    go_on(process)
+    assert process.wait(10) == 0
+
+
+def test_fork_vfork_and_clone_count_once_a_call(stream: Stream, attached: Attached, cgroup: AccountedCgroup, load: str) -> None:
+    process = cgroup.run([load, "calls", "17"])
+    expect_ready(process)
+    attached.trace_all(True)
+    try:
+        go_on(process)
+        expect_ready(process)
+    finally:
+        attached.trace_all(False)
+    events = stream.of(process.pid)
+    calls = [event.syscall for event in events]
+    expected = {"clone": 17, "vfork": 17} | ({"fork": 17} if os.uname().machine == "x86_64" else {})
+    assert {name: calls.count(name) for name in set(calls)} == expected
+    assert len({event.child_pid for event in events}) == len(events)
+    assert all(event.retval == event.child_pid and event.changes == [] for event in events)
+    go_on(process)
+    assert process.wait(10) == 0
+
+
+def test_without_all_a_plain_fork_is_counted_but_no_event(stream: Stream, cgroup: AccountedCgroup, load: str) -> None:
+    process = cgroup.run([load, "calls", "9"])
+    expect_ready(process)
+    before = stream.kernel.counts()
+    go_on(process)
+    expect_ready(process)
+    assert stream.since(before)["vfork", "ok"] >= 9
+    assert stream.of(process.pid) == []
+    go_on(process)
+    process.wait(10)
+
+
+def test_clone3_shows_the_childs_namespaces(stream: Stream) -> None:
+    flags = libc.CLONE_NEWUTS | libc.CLONE_NEWIPC | libc.CLONE_NEWPID
+    arguments = (ctypes.c_uint64 * 11)(flags, 0, 0, 0, 17)
+    child = libc.raw_syscall("clone3", ctypes.byref(arguments), 88)
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    (event,) = [event for event in stream.of(os.getpid()) if event.syscall == "clone3"]
+    assert event.child_pid == event.retval == child
+    assert event.flags & flags == flags
+    assert [kind for kind, _, _ in event.changes] == ["ipc", "pid", "uts"]
+    for kind, old, new in event.changes:
+        assert old.inum == os.stat(f"/proc/self/ns/{kind}").st_ino
+        assert new.id != old.id
+
+
+def test_unshare_pid_shows_at_the_call_and_at_the_fork(stream: Stream) -> None:
+    script = "import os; from nsagent import libc; libc.unshare(0x20000000); os.waitpid(os.fork() or os._exit(0), 0)"
+    with subprocess.Popen([sys.executable, "-c", script]) as process:
+        assert process.wait(20) == 0
+    call, fork = stream.of(process.pid)
+    assert (call.syscall, [kind for kind, _, _ in call.changes]) == ("unshare", ["pid"])
+    assert [kind for kind, _, _ in fork.changes] == ["pid"]
+    assert fork.changes[0][2] == call.changes[0][2]
+
+
+def test_setns_names_its_target(stream: Stream) -> None:
+    with subprocess.Popen(["unshare", "-u", "sleep", "60"]) as other:
+        try:
+            path = f"/proc/{other.pid}/ns/uts"
+            inum = support.wait_for(lambda: (n := os.stat(path).st_ino) != os.stat("/proc/self/ns/uts").st_ino and n)
+            script = f"import os; from nsagent import libc; libc.setns(os.open('{path}', 0))"
+            done = subprocess.Popen([sys.executable, "-c", script])
+            assert done.wait(20) == 0
+            (event,) = stream.of(done.pid)
+        finally:
+            other.kill()
+    assert (event.syscall, event.target & 0xFFFFFFFF) == ("setns", inum)
+    assert event.flags == libc.CLONE_NEWUTS  # nstype 0: what the descriptor was
+    assert [(kind, new.inum) for kind, _, new in event.changes] == [("uts", inum)]
+    assert event.target == event.after[7]
+
+
+def test_events_and_losses_add_up_to_the_calls(attached: Attached, stream: Stream, cgroup: AccountedCgroup, load: str) -> None:
+    """More calls than the ring buffer holds, and nobody reads: each is an event or counted as lost."""
+    stream.kernel.read()
+    written, lost = attached.statistic("events"), attached.statistic("events_lost")
+    process = cgroup.run([load, "unshares", "9000"])
+    expect_ready(process)
+    go_on(process)
+    expect_ready(process)
+    written, lost = attached.statistic("events") - written, attached.statistic("events_lost") - lost
+    assert lost > 0
+    assert written + lost >= 9000
+    mine = stream.of(process.pid)
+    others = len(stream.seen) - len(mine)
+    assert len(stream.seen) == written
+    assert len(mine) + lost <= 9000 + others
+    assert len(mine) + lost + others >= 9000
+    go_on(process)
+    process.wait(10)
+
+
+def test_filters_and_forms(stream: Stream, cgroup: AccountedCgroup, load: str) -> None:
+    for mode in ("unshares", "bad-setns"):
+        process = cgroup.run([load, mode, "2"])
+        expect_ready(process)
+        go_on(process)
+        expect_ready(process)
+        go_on(process)
+        process.wait(10)
+        events = stream.of(process.pid)
+        assert len(events) == 2
+        assert len([e for e in events if EventFilter(failed=True)(e)]) == (2 if mode == "bad-setns" else 0)
+        assert len([e for e in events if EventFilter(kind=NamespaceKind.UTS)(e)]) == 2
+        assert not [e for e in events if EventFilter(kind=NamespaceKind.NET)(e)]
+        assert not [e for e in events if EventFilter(pid=1)(e)]
+        document = json.loads(events[0].to_json())
+        assert document["pid"] == process.pid
+        assert document["flags"] == ["CLONE_NEWUTS"]
+        assert document["result"] == events[0].result
+        assert f" {process.pid} " in events[0].to_text()
