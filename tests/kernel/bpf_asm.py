@@ -223,7 +223,8 @@ def document(ring_bytes: int = 1 << 16, source: str = "5a" * 32) -> dict[str, An
         "tasks": {"type": "task_storage", "key_size": 4, "value_size": 16, "max_entries": 0, "flags": ["no_prealloc"]},
         "events": {"type": "ringbuf", "max_entries": ring_bytes},
         "spare": {"type": "queue", "value_size": 4, "max_entries": 3},
-        "seen": {"type": "lru_hash", "key_size": 8, "value_size": 8, "max_entries": 64},
+        "seen": {"type": "hash", "key_size": 8, "value_size": 8, "max_entries": 64},
+        "recent": {"type": "lru_hash", "key_size": 8, "value_size": 8, "max_entries": 64},
         "percpu": {"type": "percpu_array", "key_size": 4, "value_size": 4, "max_entries": 2},
     }
     programs = [

@@ -396,6 +396,10 @@ def test_map_kinds(loaded: Loaded) -> None:
     with pytest.raises(ValueError, match="key of 4"):
         seen.update(bytes(4), key)
 
+    recent = loaded.maps["recent"]  # which element an LRU evicts is the kernel's affair, early ones too: one is enough
+    assert recent.update(key, key)
+    assert (recent.lookup(key), recent.entries()) == (key, 1)
+
     assert queue.pop() is None
     assert [queue.update(b"", struct.pack("=I", n)) for n in range(4)] == [True, True, True, False]
     assert [queue.pop() for _ in range(4)] == [struct.pack("=I", n) for n in range(3)] + [None]
