@@ -100,7 +100,7 @@ class AccountedCgroup:
 
         def settled() -> bool:
             state.append(self.ours())
-            return state[-1].threads_exited == state[-1].threads_freed or len(state) > 60
+            return state[-1].threads_exited == state[-1].threads_freed or len(state) > 40
 
         support.wait_for(settled, 10, "the frees of all exited threads")
         return state[-1]
@@ -121,8 +121,8 @@ def attached(cache_dir: str) -> Iterator[Attached]:
 
 @pytest.fixture(scope="session")
 def usage(attached: Attached) -> KernelUsage:
-    """The one reader of the session's programs."""
-    return KernelUsage(attached)
+    """The one reader of the session's programs; forgets ended namespaces soon, so that tests do not wade through rows."""
+    return KernelUsage(attached, retain_s=5)
 
 
 @pytest.fixture
