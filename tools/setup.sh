@@ -44,9 +44,10 @@ install_packages() {
 	# The lists a machine was delivered with are often absent or too old to install from.
 	apt install -y --no-install-recommends "${missing[@]}" >/dev/null 2>&1 && return 0
 	say "updating the package lists"
-	apt update || die "apt-get update failed" "check the network and /etc/apt/sources.list*"
+	# One source that does not answer, often a third party's, is no reason to stop: the others may have all of it.
+	apt update || say "apt-get update complained; trying all the same"
 	apt install -y --no-install-recommends "${missing[@]}" >/dev/null ||
-		die "apt-get could not install ${missing[*]}" "see its messages above; Debian 12 and 13 have all of them"
+		die "apt-get could not install ${missing[*]}" "see its messages above; check the network and /etc/apt/sources.list*. Debian 12 and 13 have all of them"
 }
 
 make_venv() {
