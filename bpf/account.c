@@ -60,7 +60,10 @@ int on_exit(u64 *ctx)
 #else
 	int last = task->signal->live.counter == 0;
 #endif
-	if (row && last)
+	if (!row)
+		return 0;
+	__sync_fetch_and_add(&row->threads_exited, 1);
+	if (last)
 		__sync_fetch_and_add(&row->processes_exited, 1);
 	return 0;
 }
@@ -70,8 +73,11 @@ int on_free(u64 *ctx)
 {
 	struct task_struct *task = (struct task_struct *)ctx[0];
 	struct nsagent_task *mine = storage_of(task);
-	if (mine)
-		settle(task, mine, AT_FREE);
+	if (!mine)
+		return 0;
+	struct nsagent_row *row = row_at(settle(task, mine, AT_FREE));
+	if (row)
+		__sync_fetch_and_add(&row->threads_freed, 1);
 	return 0;
 }
 

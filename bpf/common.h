@@ -360,7 +360,7 @@ INLINE u64 settle(struct task_struct *task, struct nsagent_task *mine, enum sett
 	}
 	if (mine->state != 2) {
 		if (__sync_val_compare_and_swap(&mine->state, 0, 1))
-			return 0;
+			return known ? now : was; /* another CPU is at it: what the task has used comes with the next settle */
 		__sync_val_compare_and_swap(&mine->row, 0, now);
 		if (at == AT_BIRTH) {
 			/* its past is empty */
@@ -378,10 +378,6 @@ INLINE u64 settle(struct task_struct *task, struct nsagent_task *mine, enum sett
 	}
 #define TAKE(counter, value) take(mine, row, counter, value);
 	EACH_COUNTER(TAKE, task)
-	if (at == AT_EXIT)
-		__sync_fetch_and_add(&row->threads_exited, 1);
-	if (at == AT_FREE)
-		__sync_fetch_and_add(&row->threads_freed, 1);
 	if (known && was != now)
 		__sync_val_compare_and_swap(&mine->row, was, now);
 	return known ? now : was;
