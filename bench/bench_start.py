@@ -18,12 +18,16 @@ BASELINE = "python -c 'import click'"
 
 
 def runc_bundle(directory: Path) -> list[str]:
-    """Make a runc bundle over the host's own root, read-only, and return the command that runs it."""
+    """Make a runc bundle whose root holds the host's /usr, read-only, and return the command that runs it."""
     subprocess.run(["runc", "spec"], cwd=directory, check=True)
+    root = directory / "rootfs"
+    (root / "usr").mkdir(parents=True)
+    for name in ("bin", "lib", "lib64"):
+        (root / name).symlink_to(f"usr/{name}")
     path = directory / "config.json"
     spec = json.loads(path.read_text())
-    spec["process"] |= {"terminal": False, "args": ["/bin/true"], "cwd": "/"}
-    spec["root"] = {"path": "/", "readonly": True}
+    spec["process"] |= {"terminal": False, "args": ["/bin/true"]}
+    spec["mounts"] += [{"destination": "/usr", "type": "bind", "source": "/usr", "options": ["rbind", "ro"]}]
     path.write_text(json.dumps(spec))
     return ["runc", "--root", str(directory / "state"), "run", "--bundle", str(directory), PREFIX]
 

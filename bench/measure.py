@@ -69,13 +69,13 @@ def run(argv: Sequence[str]) -> None:
 
 
 def fails(argv: Sequence[str]) -> str | None:
-    """Run a command once; return None if it works, else the last line of why not."""
+    """Run a command once; return None if it works, else the first line of why not."""
     try:
         done = subprocess.run(argv, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired) as exc:
         return str(exc)
     said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-    return said[-1] if done.returncode else None
+    return said[0] if done.returncode else None
 
 
 def _sleep_forever(count: int, ready: int) -> None:
