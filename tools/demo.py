@@ -142,12 +142,8 @@ def identity(pid: int) -> tuple[str, dict[str, str]]:
     """Return the job's cgroup, and the inode number of each namespace that it does not share with us, by kind."""
     lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
     paths = [line.split(":", 2)[2] for line in lines if "/nsagent/" in line]
-    links = {
-        kind: os.readlink(f"/proc/{pid}/ns/{kind}") for kind in ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
-    }
-    own = {
-        kind: link[len(kind) + 2 : -1] for kind, link in links.items() if link != os.readlink(f"/proc/self/ns/{kind}")
-    }
+    links = {kind: os.readlink(f"/proc/{pid}/ns/{kind}") for kind in ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")}
+    own = {kind: link[len(kind) + 2 : -1] for kind, link in links.items() if link != os.readlink(f"/proc/self/ns/{kind}")}
     return (paths or ["?"])[0], own
 
 
@@ -166,9 +162,7 @@ def demo(scratch: Path, pin_dir: Path) -> None:
     logs = {name: scratch / f"{name}.log" for name in ("agent", "trace", "job")}
 
     with contextlib.ExitStack() as started:
-        step(
-            "The agent", "Loads its BPF programs and serves metrics. The first start compiles them, later ones do not."
-        )
+        step("The agent", "Loads its BPF programs and serves metrics. The first start compiles them, later ones do not.")
         argv = show([NSAGENT, "agent", "--listen", address, *world, *pins, "--ephemeral"])
         agent = started.enter_context(running(argv, logs["agent"]))
         wait_until(lambda: agent_ready(agent, logs["agent"], f"http://{address}/-/ready"), 90, "the agent to be ready")
@@ -185,9 +179,9 @@ def demo(scratch: Path, pin_dir: Path) -> None:
         indent(JOB)
         limits = ["--cpus", "0.5", "--memory", "128M", "--pids", "64"]
         isolation = ["--isolate", "cgroup,ipc,mnt,net,pid,uts", "--hostname", "bird"]
-        argv = show([NSAGENT, "run", "--name", "demo", *limits, *isolation, "--", "sh", "-c", JOB])
+        argv = show([NSAGENT, "run", *world, "--name", "demo", *limits, *isolation, "--", "sh", "-c", JOB])
         os.chdir(scratch)  # where the job writes its file
-        job = started.enter_context(running([*argv[:2], *world, *argv[2:]], logs["job"], stdin=subprocess.PIPE))
+        job = started.enter_context(running(argv, logs["job"], stdin=subprocess.PIPE))
         wait_until(lambda: b"inside: done" in logs["job"].read_bytes() or job.poll() is not None, 120, "the job's work")
         pid = job_process(job.pid)
         if pid is None:
@@ -219,9 +213,7 @@ def demo(scratch: Path, pin_dir: Path) -> None:
             raise DemoError("the scrape has no row of the job")
         indent("\n".join(rows))
 
-        step(
-            "The report", "The job gets its line and ends. nsagent run read these totals before it removed the cgroup."
-        )
+        step("The report", "The job gets its line and ends. nsagent run read these totals before it removed the cgroup.")
         seen = len(logs["job"].read_bytes())
         assert job.stdin is not None
         job.stdin.write(b"\n")
