@@ -50,21 +50,21 @@ class ProcfsUsage:
         self,
         root: str = "/proc",
         *,
-        controller: str = "",
-        mount: str | None = None,
+        controller: str | None = None,
+        directory: Callable[[str], str | None] | None = None,
         retain_s: float = 300.0,
         identify: Callable[[str], NamespaceId] = namespaces.identify,
     ) -> None:
         """Baseline every process of the /proc at `root`.
 
-        `mount` is where the accounting hierarchy is mounted (None: no cgroup is reported), `controller` what it is known by in
-        /proc/PID/cgroup: cpuacct on v1 and hybrid, empty for the v2 tree. A namespace or cgroup that is gone keeps its row
+        `controller` and `directory` are cgroups.layout's accounting hierarchy: what it is known by in /proc/PID/cgroup (None:
+        the v2 tree), and where a cgroup's path is (None: no cgroup is reported). A namespace or cgroup that is gone keeps its row
         for `retain_s` seconds; then a namespace's totals move to `namespaces_ended`.
         """
         self.readable = self.processes = 0
         self._root = root
         self._controller = controller
-        self._mount = mount
+        self._directory = directory
         self._retain_s = retain_s
         self._identify = identify
         self._tasks: dict[tuple[int, int], _Task] = {}
@@ -198,15 +198,15 @@ class ProcfsUsage:
         """Return the kernfs id (the directory's inode number); None where it cannot be told."""
         for hierarchy, controllers, path in memberships:
             if self._controller in controllers if self._controller else hierarchy == 0:
-                if self._mount is None or path.startswith("/.."):
+                if self._directory is None or path.startswith("/.."):
                     return None
                 if path not in self._cgroups:
-                    place = self._mount + path
+                    place = self._directory(path)
                     try:
-                        self._cgroups[path] = os.stat(place).st_ino
+                        self._cgroups[path] = os.stat(place or "").st_ino
                     except OSError:
-                        return None  # removed
-                    self._cgroup_paths[self._cgroups[path]] = place
+                        return None  # removed, or outside of what is mounted
+                    self._cgroup_paths[self._cgroups[path]] = place or ""
                 return self._cgroups[path]
         return None
 

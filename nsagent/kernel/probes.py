@@ -140,17 +140,8 @@ class Probes:
         fds = [bpf.btf_load(_STORAGE_BTF)]
         try:
             flags = bpf.MAP_FLAGS["no_prealloc"]
-            fds.append(
-                bpf.map_create(
-                    bpf.MAP_TYPES["task_storage"],
-                    "probe",
-                    key_size=4,
-                    value_size=8,
-                    max_entries=0,
-                    flags=flags,
-                    btf=(fds[0], 1, 2),
-                )
-            )
+            kind, types = bpf.MAP_TYPES["task_storage"], (fds[0], 1, 2)
+            fds.append(bpf.map_create(kind, "probe", key_size=4, value_size=8, max_entries=0, flags=flags, btf=types))
             insns = struct.pack("<BBhi", 0x79, 0x12, 0, 0)  # r2 = *(u64 *)(r1 + 0): the new task
             insns += struct.pack("<BBhiBBhi", 0x18, 0x11, 0, fds[1], 0, 0, 0, 0)  # r1 = map
             insns += struct.pack("<BBhiBBhi", 0xB7, 3, 0, 0, 0xB7, 4, 0, 0)  # r3 = r4 = 0
@@ -186,11 +177,15 @@ class Probes:
         return f"{kind} maps can be made"
 
     def fentry(self) -> str:
-        fd = self._load_tracing("bpf_fentry_test1", bpf.TRACE_FENTRY)  # a function that only the kernel's own tests call
+        self._target("bpf_fentry_test1")  # a function that only the kernel's own tests call
         try:
-            os.close(bpf.raw_tracepoint_open(fd))
-        finally:
-            os.close(fd)
+            fd = self._load_tracing("bpf_fentry_test1", bpf.TRACE_FENTRY)
+            try:
+                os.close(bpf.raw_tracepoint_open(fd))
+            finally:
+                os.close(fd)
+        except OSError as exc:  # privilege is not what lacks: other programs were loaded
+            raise No(f"function tracing is refused: {bpf.strerror(exc.errno or 0)}") from exc
         return "functions can be traced"
 
     def kprobe(self) -> str:
@@ -271,7 +266,10 @@ class Probes:
     def perf_event_open(self) -> str:
         attr = bytearray(64)
         struct.pack_into("=IIQ", attr, 0, 1, len(attr), 9)  # PERF_TYPE_SOFTWARE, PERF_COUNT_SW_DUMMY
-        os.close(libc.raw_syscall("perf_event_open", bytes(attr), -1, 0, -1, 8))  # every task of CPU 0
+        try:  # every task of CPU 0
+            os.close(libc.raw_syscall("perf_event_open", bytes(attr), -1, 0, -1, 8))
+        except PermissionError as exc:
+            raise No(f"refused: {exc.strerror}", "run as root, or with CAP_PERFMON") from exc
         return "events of all tasks can be opened"
 
     # -- accounting ---------------------------------------------------------------------------------------------------

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from nsagent import libc, namespaces, procfs
+from nsagent.cgroups import layout
 from nsagent.namespaces import NamespaceKind
 from nsagent.procusage import ProcfsUsage
-from tests.support import cgroup_mounts, require, require_root, wait_for
+from tests.support import require_root, wait_for
 
 pytestmark = pytest.mark.kernel
 
@@ -118,14 +119,11 @@ def test_written_bytes_equal_what_the_kernel_says(tmp_path: Path) -> None:
 
 
 def test_cgroup_ids_are_those_of_the_accounting_tree(cgroup_name: str, worker: Worker) -> None:
-    mounts = {mount.name: mount for mount in cgroup_mounts()}
-    mount = mounts.get("cpuacct") or mounts.get("unified") or mounts.get("cgroup")
-    require(mount, "no cpuacct hierarchy and no v2 tree is mounted")
-    assert mount
-    group = mount / cgroup_name
+    controller, hierarchy = layout.read_layout().accounting
+    group = Path(str(hierarchy.directory(f"/{cgroup_name}")))
     group.mkdir()
     (group / "cgroup.procs").write_text(str(worker.pid))
-    source = ProcfsUsage(controller="cpuacct" if mount.name == "cpuacct" else "", mount=str(mount))
+    source = ProcfsUsage(controller=controller, directory=hierarchy.directory)
     worker.burn(4)
     got = source.read()
     assert group.stat().st_ino in got.cgroups

@@ -149,7 +149,7 @@ class Proc:
             return NamespaceId(NamespaceKind(kind), int(inum), 0)
 
         root = str(self.root)
-        return ProcfsUsage(root, controller="cpuacct", mount=f"{root}/cgroups", identify=identify, **options)
+        return ProcfsUsage(root, controller="cpuacct", directory=f"{root}/cgroups{{}}".format, identify=identify, **options)
 
     def end(self, number: int) -> None:
         shutil.rmtree(self.root / str(number))
