@@ -138,8 +138,12 @@ class Map:
         return self.mmap()[first * self.stride_bytes : last * self.stride_bytes]
 
     def memory_bytes(self) -> int | None:
-        """Return the kernel memory of the map in bytes, from fdinfo; None where the kernel does not say."""
-        return bpf.memlock_bytes(self.fd)
+        """Return the kernel memory of the map in bytes, from fdinfo; None where the kernel does not say.
+
+        An estimate, 0 for a ring buffer, before Linux kernel commit 90a5527d7686 ("bpf: add new map ops ->map_mem_usage")
+        (in v6.4).
+        """
+        return bpf.memlock_bytes(self.fd) or None
 
     def close(self) -> None:
         """Give up the mapping and the descriptor; a pinned map lives on."""
