@@ -1,0 +1,343 @@
+"""One cgroup of our own, in all its hierarchies: make it, limit it, place a child in it, read it, end it.
+
+A job's cgroup is `<mountpoint>/nsagent/<id>` in every mounted hierarchy; the `nsagent` above it stays. What a hierarchy
+does not allow is kept in `Group.missing`, and becomes an error only where a limit needs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from nsagent.cgroups import ending, v1, v2
+from nsagent.cgroups.layout import Hierarchy, Layout
+from nsagent.cgroups.limits import IoMax, Limits, Setting
+from nsagent.cgroups.reader import Reader
+from nsagent.cgroups.stats import CgroupStats
+from nsagent.errors import AccessError, NsagentError, UnsupportedError, UsageError
+
+__all__ = ["Group", "IoMax", "Limits", "plan"]
+
+# What every cgroup of ours has where v2 rules: the stats of a report need them. cpuset only when it is asked for.
+_WANTED: Final = frozenset({"cpu", "memory", "io", "pids"})
+_NEEDS: Final = (
+    ("--cpus", "cpus", "cpu"),
+    ("--cpu-weight", "cpu_weight", "cpu"),
+    ("--memory", "memory_bytes", "memory"),
+    ("--pids", "pids", "pids"),
+    ("--cpuset", "cpuset", "cpuset"),
+    ("--io-max", "io_max", "io"),
+    ("--io-weight", "io_weight", "io"),
+)
+
+
+def plan(layout: Layout, limits: Limits) -> list[tuple[Hierarchy, Setting]]:
+    """Return the writes that set `limits`, in order; touches nothing.
+
+    Raises UnsupportedError (with the flag, the controller and the remedy) for a limit this host cannot enforce, and
+    UsageError for one no kernel could.
+    """
+    for flag, name, controller in _NEEDS:
+        if getattr(limits, name) in (None, ()):
+            continue
+        hierarchy = layout.of(controller)
+        if hierarchy is None:
+            raise UnsupportedError(
+                flag,
+                f"the {controller} controller is in no mounted hierarchy",
+                hint=f"mount the {controller} controller (nsagent doctor shows the layout), or leave {flag} out",
+            )
+        if not hierarchy.writable:
+            raise UnsupportedError(
+                flag, f"{hierarchy.mountpoint} is mounted read-only", hint=f"mount -o remount,rw {hierarchy.mountpoint}"
+            )
+    if limits.swap_bytes is not None and limits.memory_bytes is None:
+        raise UsageError("a limit of swap needs one of memory", hint="add --memory")
+    bfq = limits.io_weight is not None and _any_disk("queue/scheduler", "[bfq]")
+    writes: list[tuple[Hierarchy, Setting]] = []
+    for hierarchy in layout.hierarchies:
+        if hierarchy.version == 1:
+            settings = v1.settings(limits, hierarchy.controllers, bfq=bfq)
+        else:
+            iocost = limits.io_weight is not None and "enable=1" in _text(f"{hierarchy.mountpoint}/io.cost.qos")
+            settings = v2.settings(limits, hierarchy.controllers, bfq=bfq, iocost=iocost)
+        writes += [(hierarchy, setting) for setting in settings]
+    return writes
+
+
+class Group:
+    """A cgroup in all hierarchies that let us make it. Close it to release its descriptors; `remove` ends it."""
+
+    def __init__(self, layout: Layout, path: str, places: Mapping[Hierarchy, str], missing: Mapping[str, str]) -> None:
+        self.layout = layout
+        self.path = path
+        self.places = dict(places)
+        self.missing = dict(missing)
+        self._descriptors: dict[str, int] = {}
+
+    @classmethod
+    def create(cls, layout: Layout, path: str) -> Group:
+        """Make the cgroup `path`, relative to the mountpoints ("nsagent/ID"), in every writable hierarchy; v2 included.
+
+        Raises AccessError or UnsupportedError where no hierarchy lets us, NsagentError where it exists; leaves nothing then.
+        """
+        names = path.split("/")
+        if not all(names) or {".", ".."} & set(names) or "\n" in path:
+            raise UsageError(f"{path!r} is no relative path of a cgroup")
+        group = cls(layout, path, {}, {})
+        try:
+            for hierarchy in layout.hierarchies:
+                group._make(hierarchy, names)
+        except BaseException:
+            group._unmake()
+            raise
+        if not group.places:
+            reasons = "; ".join(f"{key}: {reason}" for key, reason in group.missing.items())
+            if any("Permission denied" in reason for reason in group.missing.values()):
+                raise AccessError(f"no cgroup can be made: {reasons}", hint="run as root, or in a delegated cgroup")
+            raise UnsupportedError(
+                "cgroups", f"none can be made: {reasons}", hint="mount -o remount,rw the cgroup filesystems, or run on the host"
+            )
+        return group
+
+    @classmethod
+    def find(cls, layout: Layout, path: str) -> Group:
+        """Return the existing cgroup `path`, in those hierarchies that have it; `places` is empty where none has."""
+        places = {h: f"{h.mountpoint}/{path}" for h in layout.hierarchies}
+        return cls(layout, path, {h: place for h, place in places.items() if os.path.isdir(place)}, {})
+
+    def __enter__(self) -> Group:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the descriptors that `attach_fds` and `v2_fd` gave out. The cgroup stays."""
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
+        self._descriptors.clear()
+
+    def apply(self, limits: Limits) -> None:
+        """Write `limits` and read them back. Raises UnsupportedError, UsageError, AccessError, naming the flag."""
+        if limits.cpuset is not None:
+            self._enable_above({"cpuset"})
+        for hierarchy, setting in plan(self.layout, limits):
+            place = self.places.get(hierarchy)
+            reason = self.missing.get(hierarchy.key) or self.missing.get(setting.controller)
+            if place is None or reason:
+                raise UnsupportedError(
+                    setting.flag,
+                    f"the {setting.controller} controller cannot be used: {reason or 'the cgroup is not in its hierarchy'}",
+                    hint=f"leave {setting.flag} out, or run where {hierarchy.mountpoint} is writable and delegated",
+                )
+            _write_setting(place, setting)
+
+    def attach_fds(self) -> list[int]:
+        """Return a descriptor of `tasks` in each v1 hierarchy. A single-threaded child that writes b"0" to each is in.
+
+        They are close-on-exec and belong to this group: `close` closes them.
+        """
+        return [
+            self._descriptor(f"{place}/tasks", os.O_WRONLY) for hierarchy, place in self.places.items() if hierarchy.version == 1
+        ]
+
+    @property
+    def v2_fd(self) -> int | None:
+        """A descriptor of the v2 directory, for CLONE_INTO_CGROUP; None without one. `close` closes it."""
+        place = next((place for hierarchy, place in self.places.items() if hierarchy.version == 2), None)
+        return None if place is None else self._descriptor(place, os.O_RDONLY | os.O_DIRECTORY)
+
+    def attach(self, pid: int) -> None:
+        """Move a process (all its threads) here. Slow, 11 ms a hierarchy: for processes that run already."""
+        for place in self.places.values():
+            try:
+                _write(f"{place}/cgroup.procs", str(pid))
+            except OSError as exc:
+                raise _translate(exc, f"process {pid} cannot be moved to {place}") from exc
+
+    def stats(self) -> CgroupStats:
+        """Read what it and its descendants have used; parts are None where this host does not count them."""
+        counting = any("blkio" in h.controllers and _text(f"{p}/{v1.COUNTING_FILE}") for h, p in self.places.items())
+        found = CgroupStats()
+        reader = Reader(self.layout)
+        for prefix in {hierarchy.prefix for hierarchy in self.places}:  # the mounts may show different parts
+            stats = reader.read(f"{prefix}/{self.path}", counting=counting)
+            found = CgroupStats(
+                found.cpu or stats.cpu, found.memory or stats.memory, found.io or stats.io, found.pids or stats.pids
+            )
+        return found
+
+    def pids(self) -> set[int]:
+        """Return the processes in it and its descendants, over all hierarchies; as this pid namespace numbers them."""
+        return ending.read_pids(self.places.values())
+
+    def freeze(self, deadline: float = 10.0) -> None:
+        """Stop all its processes; return when the kernel says that they are. Raises NsagentError after `deadline` seconds."""
+        ending.freeze(self.places, deadline)
+
+    def thaw(self) -> None:
+        """Let them go on."""
+        ending.thaw(self.places)
+
+    def kill(self, deadline: float = 10.0) -> None:
+        """End every process in it and in its descendants, fork bombs too; from then on none can be forked.
+
+        Raises NsagentError, with the processes that are left, after `deadline` seconds.
+        """
+        ending.kill(self.places, deadline)
+
+    def remove(self, deadline: float = 10.0) -> None:
+        """Remove it and its descendants from every hierarchy. Raises NsagentError if it is still busy after `deadline` s."""
+        self.close()
+        ending.remove(self.places.values(), deadline)
+
+    def _descriptor(self, path: str, flags: int) -> int:
+        if path not in self._descriptors:
+            try:
+                self._descriptors[path] = os.open(path, flags | os.O_CLOEXEC)
+            except OSError as exc:
+                raise _translate(exc, path) from exc
+        return self._descriptors[path]
+
+    def _make(self, hierarchy: Hierarchy, names: list[str]) -> None:
+        if not hierarchy.writable:
+            self.missing[hierarchy.key] = "mounted read-only"
+            return
+        place = hierarchy.mountpoint
+        for depth, name in enumerate(names, 1):
+            if hierarchy.version == 2:
+                self._enable(place, _WANTED & hierarchy.controllers)
+            place = f"{place}/{name}"
+            try:
+                os.mkdir(place)
+            except FileExistsError:
+                if depth == len(names):
+                    raise NsagentError(f"the cgroup {place} exists already") from None
+            except OSError as exc:
+                if exc.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+                    raise _translate(exc, f"the cgroup {place} cannot be made") from exc
+                self.missing[hierarchy.key] = f"{place}: {os.strerror(exc.errno)}"
+                return
+            if depth == len(names):
+                self.places[hierarchy] = place
+            if hierarchy.version == 1:
+                _prepare_v1(hierarchy, place, leaf=depth == len(names))
+
+    def _enable_above(self, controllers: set[str]) -> None:
+        for hierarchy in self.places:
+            if hierarchy.version == 2:
+                place = hierarchy.mountpoint
+                for name in self.path.split("/"):
+                    self._enable(place, controllers & hierarchy.controllers)
+                    place = f"{place}/{name}"
+
+    def _enable(self, place: str, controllers: frozenset[str] | set[str]) -> None:
+        """Enable v2 controllers for the children of `place`; what cannot be is noted: one that holds processes refuses."""
+        for controller in sorted(controllers - set(_text(f"{place}/cgroup.subtree_control").split())):
+            try:
+                _write(f"{place}/cgroup.subtree_control", f"+{controller}")
+            except OSError as exc:
+                reason = "it holds processes" if exc.errno == errno.EBUSY else os.strerror(exc.errno or 0)
+                self.missing.setdefault(controller, f"{place} cannot pass it on: {reason}")
+
+    def _unmake(self) -> None:
+        for place in self.places.values():
+            with contextlib.suppress(OSError):
+                os.rmdir(place)
+
+
+def _prepare_v1(hierarchy: Hierarchy, place: str, *, leaf: bool) -> None:
+    """Make a fresh v1 cgroup usable: cpuset takes no process (ENOSPC) before it has CPUs and nodes; blkio counts by rule only."""
+    above = os.path.dirname(place)
+    if "cpuset" in hierarchy.controllers:
+        for name in ("cpuset.cpus", "cpuset.mems"):
+            if not _text(f"{place}/{name}").strip():
+                _try_write(f"{place}/{name}", _text(f"{above}/{name}").strip())
+    if "memory" in hierarchy.controllers and _text(f"{place}/memory.use_hierarchy").strip() == "0":
+        _try_write(f"{place}/memory.use_hierarchy", "1")  # always so since 5.11
+    if "blkio" in hierarchy.controllers and leaf:
+        for device in _disks():
+            _try_write(f"{place}/{v1.COUNTING_FILE}", f"{device} {v1.COUNTING_BPS}")
+
+
+def _disks() -> Iterator[str]:
+    """Yield ``major:minor`` of the whole disks that have a size."""
+    try:
+        whole = set(os.listdir("/sys/block"))
+    except OSError:
+        return
+    for line in _text("/proc/partitions").splitlines()[2:]:
+        major, minor, _, name = line.split()
+        if name.replace("/", "!") in whole:
+            yield f"{major}:{minor}"
+
+
+def _any_disk(file: str, word: str) -> bool:
+    with contextlib.suppress(OSError):
+        return any(word in _text(f"/sys/block/{disk}/{file}") for disk in os.listdir("/sys/block"))
+    return False
+
+
+def _text(path: str) -> str:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return os.fsdecode(file.read())
+    except OSError:
+        return ""
+
+
+def _write(path: str, value: str) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(descriptor, os.fsencode(value))
+    finally:
+        os.close(descriptor)
+
+
+def _try_write(path: str, value: str) -> None:
+    with contextlib.suppress(OSError):
+        _write(path, value)
+
+
+def _write_setting(place: str, setting: Setting) -> None:
+    """Write one setting and check that the kernel took it as meant."""
+    path = f"{place}/{setting.file}"
+    try:
+        _write(path, setting.value)
+    except FileNotFoundError:
+        if setting.optional:
+            return
+        raise UnsupportedError(
+            setting.flag, f"this kernel has no {setting.file}", hint=f"leave {setting.flag} out, or boot a kernel that has it"
+        ) from None
+    except OSError as exc:
+        if exc.errno in (errno.EINVAL, errno.ERANGE, errno.ENODEV, errno.ENXIO):
+            hint = "a whole disk, as lsblk -d shows it" if setting.flag == "--io-max" else ""
+            raise UsageError(
+                f"{setting.flag}: the kernel refuses {setting.value!r} for {path}: {os.strerror(exc.errno)}", hint=hint
+            ) from exc
+        raise _translate(exc, f"{setting.flag}: {path} cannot be written") from exc
+    got = _text(f"{place}/{setting.read_file}")
+    if setting.expect and setting.expect not in [line.strip() for line in got.splitlines()]:
+        raise UnsupportedError(
+            setting.flag,
+            f"{place}/{setting.read_file} reads {got.strip()!r} after writing {setting.value!r}: this host does not enforce it",
+            hint=f"leave {setting.flag} out, or widen what the cgroups above allow",
+        )
+
+
+def _translate(exc: OSError, what: str) -> NsagentError:
+    reason = os.strerror(exc.errno or 0)
+    if exc.errno in (errno.EACCES, errno.EPERM):
+        return AccessError(f"{what}: {reason}", hint="run as root, or in a delegated cgroup")
+    if exc.errno == errno.EROFS:
+        return UnsupportedError("cgroups", f"{what}: {reason}", hint="mount -o remount,rw the cgroup filesystems")
+    if exc.errno == errno.EAGAIN:
+        return UnsupportedError(
+            "cgroups", f"{what}: there are too many already", hint="see cgroup.max.descendants of the cgroups above"
+        )
+    return NsagentError(f"{what}: {reason}")

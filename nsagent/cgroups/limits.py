@@ -1,0 +1,112 @@
+"""What a cgroup may use, version-free, and the form in which v1 and v2 are told: a list of files to write."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Final
+
+from nsagent.errors import UsageError
+
+PERIOD_USEC: Final = 100_000  # the kernel's default bandwidth period
+
+
+@dataclass(frozen=True, slots=True)
+class IoMax:
+    """Limits on one whole disk, ``major:minor``: bytes and operations a second; None is no limit."""
+
+    device: str
+    rbps: int | None = None
+    wbps: int | None = None
+    riops: int | None = None
+    wiops: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What was asked for; None: not limited here.
+
+    `cpus` in CPUs (0.5 is half of one). `memory_bytes` bounds memory and swap together, as docker's users expect of a
+    limit: `swap_bytes` may come on top, and is 0 unless it is given. `cpuset` is a list such as "0-2,5".
+    `cpu_weight` and `io_weight` are v2's, 1 to 10000, 100 by default.
+    """
+
+    cpus: float | None = None
+    memory_bytes: int | None = None
+    swap_bytes: int | None = None
+    pids: int | None = None
+    io_max: tuple[IoMax, ...] = ()
+    cpuset: str | None = None
+    cpu_weight: int | None = None
+    io_weight: int | None = None
+
+    def __bool__(self) -> bool:
+        """Tell whether anything is limited."""
+        return any(getattr(self, each.name) not in (None, ()) for each in fields(self))
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One write: `value` to `file` of `controller`, because of `flag`. Afterwards a line of `read_file` is `expect`.
+
+    `optional`: the file may be missing, for the limit holds without it.
+    """
+
+    flag: str
+    controller: str
+    file: str
+    value: str
+    expect: str
+    read_file: str
+    optional: bool = False
+
+    @classmethod
+    def make(
+        cls, flag: str, file: str, value: str, *, expect: str | None = None, read_file: str = "", optional: bool = False
+    ) -> Setting:
+        """Make a setting whose controller is the file's first word and that reads back as it was written."""
+        return cls(flag, file.partition(".")[0], file, value, value if expect is None else expect, read_file or file, optional)
+
+
+def shares_of_weight(weight: int) -> int:
+    """Return v1's cpu.shares of v2's weight. Source: sched_weight_from_cgroup() in include/linux/cgroup.h."""
+    return (weight * 1024 + 50) // 100
+
+
+def weight_of_shares(shares: int) -> int:
+    """Return v2's weight of v1's cpu.shares. Source: sched_weight_to_cgroup() in include/linux/cgroup.h."""
+    return min(max((shares * 100 + 512) // 1024, 1), 10_000)
+
+
+def bfq_weight(weight: int) -> int:
+    """Return BFQ's weight, 1 to 1000, of io.weight's, 1 to 10000; both 100 by default. Linear on each side of that."""
+    return weight if weight <= 100 else 100 + (weight - 100) * 900 // 9900
+
+
+def quota_usec(cpus: float) -> int:
+    """Return the bandwidth quota of `cpus` in a period of PERIOD_USEC. Raises UsageError below the kernel's least, 1 ms."""
+    quota = round(cpus * PERIOD_USEC)
+    if quota < 1000:
+        raise UsageError(f"--cpus {cpus:g}: the least the kernel can give is 0.01")
+    return quota
+
+
+def parse_cpus(text: str) -> frozenset[int]:
+    """Parse a list of CPUs such as "0-2,5"; blanks at the ends are ignored. Raises UsageError."""
+    cpus: set[int] = set()
+    for part in filter(None, text.strip().split(",")):
+        first, dash, last = part.partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()) or int(last or first) < int(first):
+            raise UsageError(f"--cpuset {text}: not a list of CPUs", hint="such as 0-2,5")
+        cpus.update(range(int(first), int(last or first) + 1))
+    return frozenset(cpus)
+
+
+def format_cpus(cpus: frozenset[int]) -> str:
+    """Format a list of CPUs as the kernel prints it."""
+    parts: list[list[int]] = []
+    for cpu in sorted(cpus):
+        if parts and parts[-1][1] == cpu - 1:
+            parts[-1][1] = cpu
+        else:
+            parts.append([cpu, cpu])
+    return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in parts)
