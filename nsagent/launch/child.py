@@ -33,7 +33,7 @@ class ChildPlan:
     channel: int
     release: int
     parents: tuple[int, ...]
-    tasks: tuple[tuple[int, str], ...]  # (descriptor, path) of `tasks` in each v1 hierarchy
+    tasks: tuple[int, ...]  # descriptors of `tasks` in each v1 hierarchy
     new_cgroup_namespace: bool = False
     private_mounts: bool = False
     mount_proc: bool = False
@@ -83,8 +83,8 @@ def _report(channel: int, message: Failed | Ready | Ended) -> None:
 def _prepare(plan: ChildPlan, step: _Step) -> None:
     # In its cgroups before anything else: from here on all it uses is charged to the job. "0" is the writing task
     # itself, and `tasks` moves without the wait for RCU of `cgroup.procs`.
-    for fd, path in plan.tasks:
-        step("cgroup", "write", path)
+    for fd in plan.tasks:
+        step("cgroup", "write", os.readlink(f"/proc/self/fd/{fd}"))
         os.write(fd, b"0")
         os.close(fd)
     for fd in plan.parents:

@@ -77,6 +77,4 @@ def write(pid: int, maps: IdMaps, procfs: str = "/proc") -> None:
                 hint="these ids must exist in this user namespace; all but one's own need CAP_SETUID and CAP_SETGID",
             ) from exc
         except OSError as exc:
-            raise LaunchError(
-                f"ids: {name}: {exc.strerror}", stage="ids", call="write", errno=exc.errno or 0, path=path
-            ) from exc
+            raise LaunchError(f"ids: {name}: {exc.strerror}", stage="ids", call="write", errno=exc.errno or 0, path=path) from exc

@@ -8,6 +8,7 @@ import re
 import stat
 from typing import Final
 
+from nsagent.cgroups.limits import IoMax
 from nsagent.errors import UsageError
 
 IO_KEYS: Final = ("rbps", "wbps", "riops", "wiops")
@@ -83,6 +84,12 @@ def parse_cpuset(text: str, online: str) -> str:
     return text.strip()
 
 
+def read_online_cpus(sysfs: str = "/sys") -> str:
+    """Return the list of the CPUs that are online, in the kernel's form."""
+    with open(f"{sysfs}/devices/system/cpu/online", encoding="ascii") as file:
+        return file.read()
+
+
 def _cpu_list(text: str) -> set[int]:
     cpus: set[int] = set()
     for piece in text.strip().split(","):
@@ -93,8 +100,8 @@ def _cpu_list(text: str) -> set[int]:
     return cpus
 
 
-def parse_io_max(text: str) -> tuple[str, dict[str, int]]:
-    """Return (major:minor, limits) of DEVICE:rbps=1M,wiops=100; bps are bytes, iops operations a second.
+def parse_io_max(text: str) -> IoMax:
+    """Return the limits of DEVICE:rbps=1M,wiops=100; bps are bytes, iops operations a second.
 
     DEVICE is a block device, any path on one, or major:minor. The kernel limits whole disks: of a partition, its disk.
     """
@@ -108,7 +115,7 @@ def parse_io_max(text: str) -> tuple[str, dict[str, int]]:
         if key not in IO_KEYS or key in limits:
             raise UsageError(f"--io-max {text!r}: {word!r} is none of its limits", hint=hint)
         limits[key] = parse_bytes(value, f"--io-max {key}")
-    return resolve_device(match["device"]), limits
+    return IoMax(resolve_device(match["device"]), **limits)
 
 
 def resolve_device(text: str, sysfs: str = "/sys") -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from nsagent.cgroups.limits import IoMax
 from nsagent.errors import UsageError
 from nsagent.launch import quantities
 
@@ -97,4 +98,4 @@ def test_io_max_of_a_real_disk() -> None:
     if not disks:
         pytest.skip("this host has no block device")
     whole = next(d for d in disks if not os.path.exists(f"/sys/dev/block/{d}/partition"))
-    assert quantities.parse_io_max(f"{whole}:rbps=1M,wiops=100") == (whole, {"rbps": 1 << 20, "wiops": 100})
+    assert quantities.parse_io_max(f"{whole}:rbps=1M,wiops=100") == IoMax(whole, rbps=1 << 20, wiops=100)

@@ -1,0 +1,137 @@
+"""`nsagent run`: flags to a RunSpec, the launch, the report, the exit code."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, Final, TextIO
+
+import click
+
+from nsagent import jobs, namespaces
+from nsagent.cgroups.limits import Limits
+from nsagent.errors import AccessError
+from nsagent.launch import quantities
+from nsagent.launch.spec import RunSpec, read_capabilities
+
+DEFAULT_ISOLATE: Final = "cgroup,ipc,mnt,pid,uts"
+EPILOG: Final = """\
+Exit codes: the command's own; 128+N when signal N ended it (out of memory: 137); 124 timeout; 125 nsagent could not
+do it; 126 the command cannot be executed; 127 it was not found; 2 the command line is wrong.
+
+Examples:
+  nsagent run -- make -j8                                        its CPU, memory and IO, exactly
+  nsagent run --cpus 0.5 --memory 256M --pids 100 -- ./server    limits
+  nsagent run --isolate all -- sh -c 'id; echo $$'               root of a user namespace, and PID 1
+  nsagent run --timeout 10m --report json --report-file r.json -- ./nightly
+  nsagent run --dry-run --io-max /dev/vda:wbps=10M -- dd ...     what would be done
+  nsagent run                                                    a shell in namespaces of its own
+"""
+
+
+def _option(name: str, metavar: str, help_text: str, **more: Any) -> Callable[[Any], Any]:
+    return click.option(f"--{name}", metavar=metavar, help=help_text, **more)
+
+
+@click.command(epilog=EPILOG, context_settings={"allow_interspersed_args": False})
+@_option("isolate", "LIST", f"New namespaces, of {' '.join(namespaces.KINDS)}; or all, or none.", default=DEFAULT_ISOLATE)
+@_option("name", "NAME", "Name of the job.  [default: base name of CMD]")
+@_option("hostname", "NAME", "Host name inside.")
+@_option("workdir", "DIR", "Directory to start in.  [default: this one]")
+@_option("env", "NAME[=VALUE]", "Set a variable, or pass one on; may be repeated.", multiple=True)
+@click.option("--clean-env", is_flag=True, help="Start with no variables but those of --env.")
+@click.option("--no-proc", is_flag=True, help="Leave /proc as it is, though pid and mnt are new.")
+@click.option("--init", "init", is_flag=True, help="Put a small init at PID 1, which reaps and passes signals on.")
+@_option("cpus", "N", "CPU time: 0.5 is half of one CPU.")
+@_option("cpuset", "LIST", "CPUs that may be used, such as 0-1.")
+@_option("cpu-weight", "N", "Share of CPU against others, 1 to 10000; 100 is normal.")
+@_option("memory", "SIZE", "Memory, such as 256M; swap is not added to it.")
+@_option("pids", "N", "Processes and threads.")
+@_option("io-max", "DEVICE:KEY=N,...", "rbps, wbps (bytes a second), riops, wiops of a disk; may be repeated.", multiple=True)
+@_option("io-weight", "N", "Share of IO against others, 1 to 10000; 100 is normal.")
+@_option("timeout", "TIME", "Send SIGTERM after TIME, such as 1s or 10m; exit with 124.")
+@_option("stop-timeout", "TIME", "From the timeout's SIGTERM to SIGKILL.", default="10s")
+@click.option("--report", type=click.Choice(["text", "json", "none"]), default="text", help="What to tell at the end.")
+@_option("report-file", "FILE", "Write the report there.  [default: stderr]")
+@_option("state-dir", "DIR", "Where jobs are registered.  [default: /run/nsagent, or one of the user's own]")
+@click.option("--dry-run", is_flag=True, help="Print the plan and do nothing.")
+@click.argument("argv", metavar="[--] [CMD [ARG]...]", nargs=-1, type=click.UNPROCESSED)
+def run(argv: tuple[str, ...], report: str, report_file: str | None, state_dir: str | None, dry_run: bool, **words: Any) -> int:
+    """Run CMD (default: $SHELL) in namespaces and a cgroup of its own, and report what it used.
+
+    CMD is PID 1 of a new PID namespace. When it ends, whatever it started ends too, and its cgroup goes.
+    """
+    spec = make_spec(argv, words).for_capabilities(read_capabilities())
+    if dry_run:
+        from nsagent.cgroups.layout import read_layout
+        from nsagent.launch import launcher, plan
+
+        layout = read_layout()
+        click.echo(plan.describe(spec, layout, launcher.parent_cgroup(layout)), nl=False)
+        return 0
+    output = open_report(report_file) if report_file else None  # refused before the job runs, not after it
+    from nsagent.launch import launcher
+    from nsagent.launch import report as reports
+
+    result = launcher.run(spec, state_dir or jobs.default_state_dir())
+    if report != "none":
+        text = reports.to_json(result) if report == "json" else reports.to_text(result)
+        if output is None:
+            click.echo(text, nl=False, err=True)
+        else:
+            output.write(text)
+    if output is not None:
+        output.close()
+    return result.exit_code
+
+
+def make_spec(argv: tuple[str, ...], words: dict[str, Any]) -> RunSpec:
+    """Return the spec that the options' words mean. Raises UsageError for the first that means nothing."""
+    timeout = words["timeout"]
+    return RunSpec(
+        argv=argv or (os.environ.get("SHELL") or "/bin/sh",),
+        name=words["name"] or "",
+        isolate=namespaces.parse_kinds(words["isolate"]),
+        limits=make_limits(words),
+        hostname=words["hostname"] or "",
+        workdir=words["workdir"] or "",
+        env=tuple(pair for word in words["env"] if (pair := split_env(word))),
+        clean_env=words["clean_env"],
+        mount_proc=not words["no_proc"],
+        init=words["init"],
+        timeout_ns=None if timeout is None else quantities.parse_duration(timeout, "--timeout"),
+        stop_timeout_ns=quantities.parse_duration(words["stop_timeout"], "--stop-timeout"),
+    )
+
+
+def make_limits(words: dict[str, Any]) -> Limits:
+    """Return the limits that were asked for; what was not is None."""
+
+    def parsed(key: str, parse: Callable[[str], Any]) -> Any:
+        return None if words[key] is None else parse(words[key])
+
+    return Limits(
+        cpus=parsed("cpus", quantities.parse_cpus),
+        memory_bytes=parsed("memory", lambda text: quantities.parse_bytes(text, "--memory")),
+        pids=parsed("pids", lambda text: quantities.parse_count(text, "--pids", 1, 4 << 20)),
+        io_max=tuple(quantities.parse_io_max(text) for text in words["io_max"]),
+        cpuset=parsed("cpuset", lambda text: quantities.parse_cpuset(text, quantities.read_online_cpus())),
+        cpu_weight=parsed("cpu_weight", lambda text: quantities.parse_count(text, "--cpu-weight", 1, 10_000)),
+        io_weight=parsed("io_weight", lambda text: quantities.parse_count(text, "--io-weight", 1, 10_000)),
+    )
+
+
+def split_env(word: str) -> tuple[str, str] | None:
+    """Return (name, value) of NAME=VALUE, or of NAME with the value here; None where a NAME to pass on is not set."""
+    name, given, value = word.partition("=")
+    if given:
+        return name, value
+    return (name, os.environ[name]) if name in os.environ else None
+
+
+def open_report(path: str) -> TextIO:
+    """Open the report's file for writing. Raises AccessError."""
+    try:
+        return open(path, "w", encoding="utf-8", errors="surrogateescape")
+    except OSError as exc:
+        raise AccessError(f"--report-file {path}: {exc.strerror}", hint="name a file that can be written") from exc

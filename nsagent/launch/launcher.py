@@ -1,0 +1,304 @@
+"""The parent's side of a launch: register, make the cgroup, clone, supervise, count, tidy up. `run` does all of it.
+
+What happens between the clone and CMD's first instruction is drawn in `nsagent.launch.handshake`. The order here makes
+each thing findable before it exists: the job's file is locked before its cgroup is made, the cgroup has its limits
+before a process enters it, and what is removed is removed in `finally`. If this process is killed, `sweep` does it
+later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+from nsagent import jobs
+from nsagent.cgroups.group import Group
+from nsagent.cgroups.layout import Layout, read_layout
+from nsagent.errors import AccessError, LaunchError, NsagentError, UnsupportedError, VanishedError
+from nsagent.launch import child, idmaps, measure
+from nsagent.launch.clone import clone3
+from nsagent.launch.handshake import RELEASE
+from nsagent.launch.orphans import Orphans
+from nsagent.launch.report import JobUsage, NamespaceRef, RunResult, judge, to_dict
+from nsagent.launch.signals import Inbox, Terminal
+from nsagent.launch.spec import DEFAULT_PATH, RunSpec
+from nsagent.launch.supervise import Ending, Supervisor, failure_error
+from nsagent.namespaces import NamespaceKind
+
+
+def run(spec: RunSpec, state_dir: str) -> RunResult:
+    """Run the job `spec` asks for to its end, and return what it was and used. Call it in a process without threads.
+
+    Raises: LaunchError (with the exit code: 127 not found, 126 not executable), AccessError, UnsupportedError: CMD did
+    not run, and nothing is left. Jobs whose launcher was killed are swept first.
+    """
+    if len(os.listdir("/proc/self/task")) > 1:
+        raise LaunchError("this process has threads", stage="clone", hint="launch from a process of its own")
+    sweep(state_dir)
+    layout = read_layout()
+    job = jobs.create(
+        state_dir,
+        jobs.JobRecord(
+            id=(job_id := jobs.new_id(spec.name)),
+            name=spec.name,
+            command=spec.argv,
+            launcher_pid=os.getpid(),
+            start=time.time(),
+            cgroup=f"{parent_cgroup(layout)}nsagent/{job_id}",
+            isolate=tuple(sorted(spec.isolate)),
+        ),
+    )
+    inbox, terminal = Inbox(), Terminal()
+    last: dict[str, object] = {"outcome": "launch_error", "exit_code": 125}
+    try:
+        result = _Launch(spec, job, inbox, terminal).run(layout)
+        last = {"outcome": result.outcome, "exit_code": result.exit_code, "reason": result.reason}
+        last["usage"] = {"wall_ns": result.wall_ns} | to_dict(result)["usage"]
+        return result
+    except NsagentError as exc:
+        last |= {"exit_code": exc.exit_code, "reason": exc.message}
+        raise
+    finally:
+        terminal.take_back()
+        terminal.close()
+        job.finish(end=time.time(), **last)
+        inbox.close()
+
+
+def parent_cgroup(layout: Layout) -> str:
+    """Return where jobs go: "" for the root of each hierarchy; for a user "PATH/", the delegated cgroup it is in, if any."""
+    if os.geteuid() != 0:
+        own = layout.own_cgroup()
+        for hierarchy in layout.hierarchies:
+            directory = hierarchy.directory(own.get(hierarchy.key, "/"))
+            if directory is not None and directory != hierarchy.mountpoint and os.access(directory, os.W_OK):
+                return directory[len(hierarchy.mountpoint) + 1 :] + "/"
+    return ""
+
+
+def sweep(state_dir: str) -> list[str]:
+    """End and remove what launchers that were killed have left; return the ids of these jobs.
+
+    A job that cannot be removed now (a process in uninterruptible sleep) is left for the next sweep.
+    """
+    swept = []
+    jobs.remove_stale(state_dir)
+    for job in jobs.abandoned(state_dir):
+        try:
+            _kill_if_same(job.record.pid, job.record.start_ticks)
+            if job.record.cgroup:
+                group = Group.find(read_layout(), job.record.cgroup)
+                group.kill()
+                group.remove()
+        except NsagentError:
+            job.release()
+            continue
+        job.finish(end=time.time(), outcome="abandoned", reason="its launcher was killed")
+        swept.append(job.record.id)
+    return swept
+
+
+def _kill_if_same(pid: int | None, start_ticks: int | None) -> None:
+    """Kill CMD of a swept job; the pidfd is opened before the check, so that no successor of the pid is hit."""
+    if pid is None or start_ticks is None:
+        return
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        if measure.read_start_ticks(pid) == start_ticks:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    finally:
+        os.close(pidfd)
+
+
+class _Launch:
+    """One launch; what it makes is undone in the opposite order."""
+
+    def __init__(self, spec: RunSpec, job: jobs.JobFile, inbox: Inbox, terminal: Terminal) -> None:
+        self._spec = spec
+        self._job = job
+        self._inbox = inbox
+        self._terminal = terminal
+        self._notes = list(spec.notes)
+        self._group: Group | None = None
+        self._namespaces: dict[str, NamespaceRef] = {}
+
+    def run(self, layout: Layout) -> RunResult:
+        with self._in_group(layout):
+            orphans = Orphans() if self._group is None else None
+            try:
+                ending, status, wall_ns, usage = self._run_child()
+            finally:
+                if orphans is not None:
+                    orphans.kill()
+                elif self._group is not None:
+                    self._group.kill()
+            if ending.failure is not None:
+                raise failure_error(ending.failure)
+            usage = self._with_group_usage(usage)
+        verdict = judge(
+            status if ending.command_status is None else ending.command_status,
+            timeout_ns=self._spec.timeout_ns if ending.timed_out else None,
+            carried_out=ending.carried_out,
+            oom_kills=usage.oom_kills or 0,
+        )
+        record = self._job.record
+        return RunResult(
+            id=record.id,
+            name=record.name,
+            command=record.command,
+            start=record.start,
+            end=time.time(),
+            wall_ns=wall_ns,
+            outcome=verdict.outcome,
+            exit_code=verdict.exit_code,
+            reason=verdict.reason,
+            cgroup=record.cgroup,
+            namespaces=self._namespaces,
+            usage=usage,
+            notes=tuple(self._notes),
+        )
+
+    @contextlib.contextmanager
+    def _in_group(self, layout: Layout) -> Iterator[None]:
+        """Make the job's cgroup and write its limits; remove it in the end. A user who may make none runs without."""
+        try:
+            self._group = Group.create(layout, self._job.record.cgroup)
+        except (AccessError, UnsupportedError) as exc:
+            if self._spec.limits:
+                raise
+            self._notes.append(f"no cgroup, so CPU and memory are of what was waited for: {exc.message}")
+            self._job.update(cgroup="")
+            yield
+            return
+        try:
+            self._group.apply(self._spec.limits)
+            yield
+        finally:
+            self._group.remove()
+
+    def _run_child(self) -> tuple[Ending, int, int, JobUsage]:
+        spec = self._spec
+        channel, channel_child = os.pipe()
+        release_child, release = os.pipe()
+        plan = self._plan(channel_child, release_child, (channel, release, self._inbox.fd, self._job.fd))
+        started = time.monotonic_ns()
+        try:
+            pid, pidfd = _clone(spec, self._group.v2_fd if self._group else None)
+            if pid == 0:
+                child.run(plan)
+        except BaseException:
+            _close([channel, release])
+            raise
+        finally:
+            _close([channel_child, release_child])
+            if self._group is not None:
+                self._group.close()
+        try:
+            supervisor = Supervisor(
+                pid,
+                pidfd,
+                channel,
+                inbox=self._inbox,
+                terminal=self._terminal,
+                kill=lambda: self._kill(pidfd),
+                pid_one=NamespaceKind.PID in spec.isolate and not spec.init,
+            )
+            supervisor.wait_ready()
+            if NamespaceKind.USER in spec.isolate:
+                idmaps.write(pid, idmaps.choose(os.geteuid(), os.getegid()))
+            self._register(pid)
+            os.write(release, RELEASE)
+            ending = supervisor.wait(spec.timeout_ns, spec.stop_timeout_ns)
+            wall_ns = time.monotonic_ns() - started
+            io = measure.read_task_io(pid)  # of the zombie, before it is waited for
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            raise
+        finally:
+            _, status, rusage = os.wait4(pid, 0)
+            _close([channel, release, pidfd])
+        return ending, status, wall_ns, measure.waited_usage(rusage, io)
+
+    def _plan(self, channel: int, release: int, parents: tuple[int, ...]) -> child.ChildPlan:
+        spec = self._spec
+        environment = spec.environment(os.environ)
+        search = environment.get("PATH", DEFAULT_PATH)
+        return child.ChildPlan(
+            argv=tuple(map(os.fsencode, spec.argv)),
+            environment={os.fsencode(key): os.fsencode(value) for key, value in environment.items()},
+            search_path=tuple(map(os.fsencode, search.split(":"))),
+            channel=channel,
+            release=release,
+            parents=parents,
+            tasks=tuple(self._group.attach_fds()) if self._group else (),
+            new_cgroup_namespace=NamespaceKind.CGROUP in spec.isolate,
+            private_mounts=NamespaceKind.MNT in spec.isolate,
+            mount_proc=spec.new_proc,
+            loopback=NamespaceKind.NET in spec.isolate,
+            hostname=spec.hostname,
+            workdir=spec.workdir,
+            become_root=NamespaceKind.USER in spec.isolate,
+            drop_groups=NamespaceKind.USER in spec.isolate and os.geteuid() == 0,
+            init=spec.init,
+            ignored=self._inbox.ignored,
+        )
+
+    def _register(self, pid: int) -> None:
+        try:
+            self._namespaces = measure.read_namespaces(pid)
+        except VanishedError as exc:
+            raise LaunchError("the child was killed before it ran CMD", stage="handshake") from exc
+        inums = {kind: ref.inum for kind, ref in self._namespaces.items()}
+        self._job.update(pid=pid, start_ticks=measure.read_start_ticks(pid), namespaces=inums)
+
+    def _kill(self, pidfd: int) -> None:
+        if self._group is not None:
+            self._group.kill()
+            return
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+
+    def _with_group_usage(self, usage: JobUsage) -> JobUsage:
+        return usage if self._group is None else measure.with_cgroup(usage, self._group.stats())
+
+
+def _close(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+def _clone(spec: RunSpec, cgroup_fd: int | None) -> tuple[int, int]:
+    """clone3 as `spec` says; its refusals in words."""
+    try:
+        return clone3(spec.clone_flags, cgroup_fd)
+    except OSError as exc:
+        kinds = ",".join(sorted(spec.isolate)) or "no new namespace"
+        what = f"clone3 ({kinds})"
+        if exc.errno == errno.ENOSYS:
+            raise UnsupportedError(
+                "clone3",
+                "not on this kernel (Linux 5.7 has all that is needed), or hidden by a seccomp filter",
+                hint="in a container: run it with another seccomp profile",
+            ) from exc
+        if exc.errno == errno.EINVAL:
+            raise UnsupportedError(what, "this kernel lacks a kind of namespace", hint="'nsagent doctor' lists them") from exc
+        if exc.errno in (errno.EPERM, errno.EACCES):
+            raise AccessError(
+                f"{what}: {os.strerror(exc.errno)}",
+                capability="CAP_SYS_ADMIN",
+                hint="run as root; 'nsagent doctor' says whether this host lets users make user namespaces",
+            ) from exc
+        hint = "a limit in /proc/sys/user is reached" if exc.errno in (errno.ENOSPC, errno.EUSERS) else ""
+        raise LaunchError(
+            f"{what}: {os.strerror(exc.errno or 0)}", stage="clone", call="clone3", errno=exc.errno or 0, hint=hint
+        ) from exc

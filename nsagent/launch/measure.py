@@ -1,0 +1,109 @@
+"""What the job is and has used: from /proc while the child is there, from wait4(2), and from its cgroup after that."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import resource
+
+from nsagent import namespaces
+from nsagent.cgroups.stats import CgroupStats
+from nsagent.launch.report import JobUsage, NamespaceRef
+
+
+def read_namespaces(pid: int) -> dict[str, NamespaceRef]:
+    """Return each namespace of `pid` by kind; `new` where it is not the caller's own. Raises VanishedError if it ended."""
+    ours = namespaces.read_inums("self")
+    return {
+        str(kind): NamespaceRef(found.inum, found.id or None, found.inum != ours.get(kind))
+        for kind, found in namespaces.of_process(pid).items()
+    }
+
+
+def read_start_ticks(pid: int, procfs: str = "/proc") -> int | None:
+    """Return the start time of `pid` in clock ticks since boot, which with the pid identifies it; None where it is gone."""
+    try:
+        fd = os.open(f"{procfs}/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return int(os.read(fd, 4096).rpartition(b")")[2].split()[19])
+    except (OSError, IndexError):
+        return None
+    finally:
+        os.close(fd)
+
+
+def read_task_io(pid: int, procfs: str = "/proc") -> tuple[int, int] | None:
+    """Return the bytes `pid` and all it waited for have read from and written to storage, proc_pid_io(5); None if hidden.
+
+    Of a zombie too, until it is waited for. A PID 1 has waited for every orphan of its namespace.
+    """
+    try:
+        fd = os.open(f"{procfs}/{pid}/io", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fields = dict(line.split(b": ") for line in os.read(fd, 4096).splitlines())
+        return int(fields[b"read_bytes"]), int(fields[b"write_bytes"])
+    except (OSError, KeyError, ValueError):
+        return None
+    finally:
+        os.close(fd)
+
+
+def waited_usage(rusage: resource.struct_rusage, io: tuple[int, int] | None) -> JobUsage:
+    """Return what the kernel kept of CMD and of what it waited for. getrusage(2): microseconds, ru_maxrss in KiB.
+
+    ru_maxrss outlives execve: a peak that is not above our own is that of our child before CMD, and says nothing of
+    CMD.
+    """
+    user_ns, system_ns = round(rusage.ru_utime * 1e9), round(rusage.ru_stime * 1e9)
+    own_peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak_bytes = rusage.ru_maxrss * 1024 if rusage.ru_maxrss > own_peak_kib else None
+    return JobUsage(
+        cpu_ns=user_ns + system_ns,
+        user_ns=user_ns,
+        system_ns=system_ns,
+        cpu_source="wait",
+        memory_peak_bytes=peak_bytes,
+        memory_source=None if peak_bytes is None else "wait",
+        io_read_bytes=io[0] if io else None,
+        io_write_bytes=io[1] if io else None,
+        io_source="tasks" if io else None,
+    )
+
+
+def with_cgroup(usage: JobUsage, stats: CgroupStats) -> JobUsage:
+    """Return `usage` with what the cgroup counted in the place of what was waited for: it misses no process.
+
+    The cgroup's IO stands beside that of the tasks, by device, where it counts at all: v1 charges no buffered writes
+    to it.
+    """
+    changes: dict[str, object] = {}
+    if stats.cpu is not None and stats.cpu.usage_ns is not None:
+        changes |= {
+            "cpu_ns": stats.cpu.usage_ns,
+            "user_ns": stats.cpu.user_ns,
+            "system_ns": stats.cpu.system_ns,
+            "cpu_source": "cgroup",
+        }
+    if stats.cpu is not None:
+        changes |= {
+            "throttled_ns": stats.cpu.throttled_ns,
+            "throttled_periods": stats.cpu.throttled_periods,
+            "periods": stats.cpu.periods,
+        }
+    if stats.memory is not None:
+        changes["oom_kills"] = stats.memory.events.get("oom_kill")
+        if stats.memory.peak_bytes is not None:
+            changes |= {"memory_peak_bytes": stats.memory.peak_bytes, "memory_source": "cgroup"}
+    if stats.pids is not None:
+        changes["pids_peak"] = stats.pids.peak
+    if stats.io is not None:
+        changes["io_devices"] = {
+            device: (counted.read_bytes, counted.write_bytes)
+            for device, counted in stats.io.devices.items()
+            if counted.read_bytes is not None and counted.write_bytes is not None
+        }
+    return dataclasses.replace(usage, **changes)  # type: ignore[arg-type]

@@ -1,0 +1,91 @@
+"""What was asked for: RunSpec, checked when it is made. Data only; nothing here changes anything."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from nsagent.cgroups.limits import Limits
+from nsagent.errors import UsageError
+from nsagent.namespaces import NamespaceKind
+
+DEFAULT_KINDS: Final = frozenset(
+    {NamespaceKind.CGROUP, NamespaceKind.IPC, NamespaceKind.MNT, NamespaceKind.PID, NamespaceKind.UTS}
+)
+DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+STOP_TIMEOUT_NS: Final = 10 * 10**9
+_CAP_SYS_ADMIN: Final = 21  # include/uapi/linux/capability.h
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSpec:
+    """One job as asked for. Raises UsageError where it makes no sense. Times are ns.
+
+    `name` is the job's name, by default the base name of the command. `mount_proc`: a fresh /proc, where pid and mnt
+    are both new. `timeout_ns`: SIGTERM after it, SIGKILL to all `stop_timeout_ns` later. `notes` tell what was changed
+    against the words of the user, and why.
+    """
+
+    argv: tuple[str, ...]
+    name: str = ""
+    isolate: frozenset[NamespaceKind] = DEFAULT_KINDS
+    limits: Limits = field(default_factory=Limits)
+    hostname: str = ""
+    workdir: str = ""
+    env: tuple[tuple[str, str], ...] = ()
+    clean_env: bool = False
+    mount_proc: bool = True
+    init: bool = False
+    timeout_ns: int | None = None
+    stop_timeout_ns: int = STOP_TIMEOUT_NS
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.argv or not self.argv[0]:
+            raise UsageError("there is no command", hint="nsagent run [options] -- CMD")
+        if any("\0" in word for word in self.argv):
+            raise UsageError("a NUL character cannot be in a command")
+        if self.hostname and NamespaceKind.UTS not in self.isolate:
+            raise UsageError("--hostname without a new uts namespace would rename the host", hint="add uts to --isolate")
+        if len(os.fsencode(self.hostname)) > 64:
+            raise UsageError(f"--hostname {self.hostname!r} is longer than 64 bytes")
+        for key, value in self.env:
+            if not key or "=" in key or "\0" in key + value:
+                raise UsageError(f"--env {key!r} is not a variable", hint="--env NAME=VALUE, or --env NAME to pass one on")
+        name = self.name or os.path.basename(self.argv[0].rstrip("/")) or "job"
+        if not name.isprintable() or len(name) > 200:
+            raise UsageError("--name must be printable and at most 200 characters")
+        object.__setattr__(self, "name", name)
+
+    @property
+    def clone_flags(self) -> int:
+        """The CLONE_NEW* flags of the job's clone3; the cgroup namespace comes after it (see nsagent.launch.child)."""
+        return sum(kind.flag for kind in self.isolate if kind is not NamespaceKind.CGROUP)
+
+    @property
+    def new_proc(self) -> bool:
+        """Whether /proc is mounted anew: it shows the PID namespace of its mounter, so both must be new."""
+        return self.mount_proc and {NamespaceKind.PID, NamespaceKind.MNT} <= self.isolate
+
+    def for_capabilities(self, effective: int) -> RunSpec:
+        """Return the spec as a process with these capabilities can run it: without CAP_SYS_ADMIN, `user` is added."""
+        if not self.isolate or NamespaceKind.USER in self.isolate or effective >> _CAP_SYS_ADMIN & 1:
+            return self
+        note = "a user namespace was added: without CAP_SYS_ADMIN the others are made in one of one's own"
+        return dataclasses.replace(self, isolate=self.isolate | {NamespaceKind.USER}, notes=(*self.notes, note))
+
+    def environment(self, inherited: Mapping[str, str]) -> dict[str, str]:
+        """Return CMD's variables: those inherited (with `clean_env`: none), then `env` over them."""
+        return ({} if self.clean_env else dict(inherited)) | dict(self.env)
+
+
+def read_capabilities(procfs: str = "/proc") -> int:
+    """Return the caller's effective capabilities as a bit mask, capabilities(7)."""
+    with open(f"{procfs}/self/status", encoding="ascii", errors="replace") as file:
+        for line in file:
+            if line.startswith("CapEff:"):
+                return int(line.split()[1], 16)
+    return 0

@@ -1,0 +1,229 @@
+"""From the child's birth to its end: one loop over its pidfd, its channel and our signals. Single-threaded, no handlers."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from nsagent.errors import LaunchError
+from nsagent.launch.handshake import Decoder, Ended, Failed, Ready
+from nsagent.launch.signals import HARMLESS, STOPPING, Inbox, Received, Terminal, read_disposition
+
+_SUSPEND_GRACE_S = 0.2  # for a program that puts its terminal in order on SIGTSTP
+
+
+class Ending(NamedTuple):
+    """How the child ended: it is a zombie now, not waited for yet.
+
+    `failure`: it never ran CMD. `command_status`: CMD's wait status where an init reaped it. `carried_out`: the signal
+    whose default effect PID 1 does not get from the kernel, and got from us. `timed_out`: `timeout_ns` was over.
+    """
+
+    failure: Failed | None
+    command_status: int | None
+    carried_out: int | None
+    timed_out: bool
+
+
+class Supervisor:
+    """Watches one child. `pid_one`: it is PID 1 of a namespace of its own, and has no init of ours.
+
+    `kill` ends every process of the job; it is called for a carried-out signal and after a timeout's grace.
+    """
+
+    def __init__(
+        self,
+        pid: int,
+        pidfd: int,
+        channel: int,
+        *,
+        inbox: Inbox,
+        terminal: Terminal,
+        kill: Callable[[], None],
+        pid_one: bool,
+    ) -> None:
+        self._pid = pid
+        self._pidfd = pidfd
+        self._channel = channel
+        self._inbox = inbox
+        self._terminal = terminal
+        self._kill = kill
+        self._pid_one = pid_one
+        self._decoder = Decoder()
+        self._running = False  # the channel was closed: by execve, or by an end
+        self._failure: Failed | None = None
+        self._command_status: int | None = None
+        self._carried_out: int | None = None
+        self._timed_out = False
+        self._poll = select.poll()
+        for fd in (pidfd, channel):
+            self._poll.register(fd, select.POLLIN)
+
+    def wait_ready(self) -> None:
+        """Wait until the child is in its cgroups and namespaces. Raises LaunchError where it is not, or has died."""
+        ready = False
+        while not ready:
+            data = os.read(self._channel, 4096)
+            for message in self._decoder.feed(data):
+                if isinstance(message, Failed):
+                    raise failure_error(message)
+                ready = ready or isinstance(message, Ready)
+            if not data:
+                raise LaunchError("the child ended before it was ready", stage="handshake", call="read")
+
+    def wait(self, timeout_ns: int | None, stop_timeout_ns: int) -> Ending:
+        """Pass signals on until the child has ended. A timeout is SIGTERM, then `stop_timeout_ns` later the kill."""
+        self._poll.register(self._inbox.fd, select.POLLIN)
+        deadline = None if timeout_ns is None else time.monotonic_ns() + timeout_ns
+        while True:
+            left_ms = None if deadline is None else max(0, (deadline - time.monotonic_ns() + 999_999) // 1_000_000)
+            ready = {fd for fd, _ in self._poll.poll(left_ms)}
+            if self._channel in ready:
+                self._read_channel()
+            if self._pidfd in ready:
+                if not self._running:
+                    self._read_channel()
+                return Ending(self._failure, self._command_status, self._carried_out, self._timed_out)
+            if self._inbox.fd in ready:
+                batch = self._inbox.read()
+                # One stop is enough: a PID 1 that reads its terminal in the background tries again at once, each time
+                # with a SIGTTIN to all of us, because its own is dropped.
+                stops = [received for received in batch if received.number in STOPPING]
+                for received in [other for other in batch if other not in stops] + stops[:1]:
+                    self._take(received)
+            if deadline is not None and time.monotonic_ns() >= deadline:
+                if self._timed_out:
+                    self._kill()
+                    deadline = None
+                else:
+                    self._timed_out = True
+                    deadline = time.monotonic_ns() + stop_timeout_ns
+                    self.send(signal.SIGTERM)
+                    self._signal(signal.SIGCONT)  # a stopped job takes it too
+
+    def _read_channel(self) -> None:
+        while not self._running:
+            data = os.read(self._channel, 4096)
+            for message in self._decoder.feed(data):
+                if isinstance(message, Failed):
+                    self._failure = message
+                elif isinstance(message, Ended):
+                    self._command_status = message.status
+            if not data:
+                self._running = True
+                self._poll.unregister(self._channel)
+            elif not select.select([self._channel], [], [], 0)[0]:
+                break
+
+    def _take(self, received: Received) -> None:
+        if received.number == signal.SIGCHLD:
+            self._follow_stop()
+        elif received.number in STOPPING:
+            self._suspend(received)
+        elif received.number == signal.SIGCONT:
+            self._signal(signal.SIGCONT)
+        else:
+            self.send(received.number, has_it=received.from_kernel and self._in_our_group())
+
+    def send(self, number: int, has_it: bool = False) -> None:
+        """Give the child a signal, unless it `has_it` already; do ourselves what the kernel does not do to a PID 1.
+
+        A PID 1 with a signal's default disposition never gets it (pid_namespaces(7)). Its default effect is the end of
+        PID 1, with which the kernel ends the whole namespace: the same is done to the whole job. So it is before
+        execve, where our own blocking would look like handling.
+        """
+        if self._pid_one and number not in HARMLESS:
+            does = read_disposition(self._pid, number)
+            if does.ignored:
+                return
+            if not does.handled or not self._running:
+                if self._carried_out is None:
+                    self._carried_out = number
+                self._kill()
+                return
+        if not has_it:
+            self._signal(number)
+
+    def _signal(self, number: int) -> None:
+        try:
+            signal.pidfd_send_signal(self._pidfd, number)
+        except ProcessLookupError:
+            pass  # ended: the pidfd says so next
+
+    def _in_our_group(self) -> bool:
+        try:
+            return os.getpgid(self._pid) == os.getpgrp()
+        except ProcessLookupError:
+            return True
+
+    def _suspend(self, received: Received) -> None:
+        """Stop the job, then ourselves, so that the shell that waits for us sees a stopped job; go on when continued."""
+        does = read_disposition(self._pid, received.number)
+        if does.ignored:  # a shell that does job control itself
+            return
+        has_it = received.from_kernel and self._in_our_group()
+        if not has_it:
+            self._signal(received.number)
+        if self._pid_one:  # it can stop neither by default nor by itself; SIGSTOP from outside it obeys
+            if does.handled:
+                time.sleep(_SUSPEND_GRACE_S)
+            self._signal(signal.SIGSTOP)
+        self._stop_ourselves()
+
+    def _follow_stop(self) -> None:
+        """Where the child stopped itself on our terminal (`suspend` in a shell), stop too: else nobody could go on."""
+        if not self._terminal.foreground:
+            return
+        try:
+            stopped = os.waitid(os.P_PIDFD, self._pidfd, os.WSTOPPED | os.WNOHANG)
+        except ChildProcessError:
+            return
+        if stopped is not None:
+            self._stop_ourselves()
+
+    def _stop_ourselves(self) -> None:
+        group = self._terminal.take_back()
+        os.kill(os.getpid(), signal.SIGSTOP)
+        if group is not None:
+            self._terminal.give(group)
+        self._signal(signal.SIGCONT)
+
+
+_HINTS = {
+    "cgroup": "'nsagent doctor' says what this host's cgroups support",
+    "mounts": "a fresh /proc in a user namespace needs a fully visible /proc outside; --no-proc leaves it as it is",
+    "directory": "the directory is looked up inside the job: with its mounts, and as its user",
+    "hostname": "at most 64 bytes",
+}
+_NOT_FOUND = 2  # ENOENT
+
+
+def failure_error(failure: Failed) -> LaunchError:
+    """Return what the child reported as the error the user sees: 127 for a command not found, 126 for one not runnable."""
+    reason = os.strerror(failure.errno) if failure.errno else failure.call
+    hint = _HINTS.get(failure.stage, "")
+    code = 125
+    message = f"{failure.stage}: {failure.call} {failure.path}".rstrip() + f": {reason}"
+    if failure.stage == "exec":
+        code = 127 if failure.errno == _NOT_FOUND else 126
+        message = f"{failure.path}: {reason}"
+        if code == 126:
+            hint = "the job's user must be allowed to execute it; a script needs a '#!' line"
+        elif "/" in failure.path and os.path.exists(failure.path):
+            hint = "the file exists: the interpreter in its '#!' line, or its ELF loader, does not"
+        else:
+            hint = "it is looked up in PATH inside the job" if "/" not in failure.path else ""
+            message = f"{failure.path}: command not found"
+    return LaunchError(
+        message,
+        stage=failure.stage,
+        call=failure.call,
+        errno=failure.errno,
+        path=failure.path,
+        exit_code=code,
+        hint=hint,
+    )

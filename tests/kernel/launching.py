@@ -1,0 +1,90 @@
+"""What the tests of `nsagent run` share: one job of a known name, its report, and what it left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tests import support
+
+KINDS = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
+
+
+class Done(NamedTuple):
+    """One job that ended: its name, exit code, output, and the report as JSON has it (empty where none was written)."""
+
+    name: str
+    code: int
+    out: str
+    err: str
+    report: dict[str, Any]
+
+
+class Jobs:
+    """Runs jobs in one state directory, each with a name that no other test has."""
+
+    def __init__(self, directory: Path) -> None:
+        self.state = directory / "state"
+        self._directory = directory
+        self._names: list[str] = []
+
+    def argv(self, *args: str, report: bool = True) -> tuple[str, list[str]]:
+        """Return (name, command line) of a job; `args` are options, `--` and the command."""
+        name = support.unique_name("job")
+        self._names.append(name)
+        words = [*support.nsagent_argv(), "run", "--state-dir", str(self.state), "--name", name]
+        if report:
+            words += ["--report", "json", "--report-file", str(self._directory / f"{name}.json")]
+        return name, [*words, *args]
+
+    def run(self, *args: str, stdin: str | None = "", timeout: float = 60, **popen: Any) -> Done:
+        """Run one job to its end."""
+        name, argv = self.argv(*args)
+        given: Mapping[str, Any] = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=timeout, check=False, **given, **popen)
+        return Done(name, done.returncode, done.stdout, done.stderr, self.report(name))
+
+    def report(self, name: str) -> dict[str, Any]:
+        """Return the report of a job that ended."""
+        path = self._directory / f"{name}.json"
+        text = path.read_text() if path.exists() else ""
+        parsed: dict[str, Any] = json.loads(text) if text else {}
+        return parsed
+
+    def cgroups(self, name: str = "") -> list[Path]:
+        """Return the cgroups that jobs of this name (or of all names used here) still have, in every hierarchy."""
+        names = [name] if name else self._names
+        return [
+            entry
+            for mount in support.cgroup_mounts()
+            if (mount / "nsagent").is_dir()
+            for entry in (mount / "nsagent").iterdir()
+            if any(entry.name.startswith(word) for word in names)
+        ]
+
+    def registered(self, kind: str = "") -> list[dict[str, Any]]:
+        """Return the job files: live ones, or those under `ended`."""
+        return [json.loads(path.read_text()) for path in (self.state / "jobs" / kind).glob("*.json")]
+
+
+def running(marker: str) -> list[int]:
+    """Return the pids of this host whose command line has `marker` as a word, zombies not among them."""
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdecimal():
+            try:
+                words = Path(f"/proc/{entry}/cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if marker.encode() in words:
+                found.append(int(entry))
+    return found
+
+
+def host_inums() -> dict[str, int]:
+    """Return the namespaces of this process, by kind."""
+    return {kind: os.stat(f"/proc/self/ns/{kind}").st_ino for kind in KINDS}
