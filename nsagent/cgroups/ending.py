@@ -43,26 +43,23 @@ def read_pids(places: Iterable[str]) -> set[int]:
 
 
 def freeze(places: Places, deadline: float) -> None:
-    """Freeze by v2 and by v1's freezer, and wait until both say that it is done."""
-    _write_states(places, frozen=True)
+    """Freeze, and wait until the kernel says that it is done."""
+    _set_frozen(places, True)
     if not _wait(lambda: is_frozen(places), deadline):
         raise NsagentError(f"{_name(places)} is not frozen after {deadline:g} s")
 
 
 def thaw(places: Places) -> None:
     """Undo freeze."""
-    _write_states(places, frozen=False)
+    _set_frozen(places, False)
 
 
 def is_frozen(places: Places) -> bool:
-    """Tell whether all is frozen, by each hierarchy that can."""
-    for hierarchy, place in places.items():
-        if hierarchy.version == 2 and os.path.exists(f"{place}/cgroup.freeze"):
-            if b"frozen 1" not in _read(f"{place}/cgroup.events"):
-                return False
-        elif "freezer" in hierarchy.controllers and _read(f"{place}/freezer.state").strip() != b"FROZEN":
-            return False
-    return True
+    """Tell whether the kernel says that every process stands still; False where nothing can freeze."""
+    version, place = _freezer(places)
+    if version == 2:
+        return b"frozen 1" in _read(f"{place}/cgroup.events")
+    return version == 1 and _read(f"{place}/freezer.state").strip() == b"FROZEN"
 
 
 def kill(places: Places, deadline: float) -> None:
@@ -120,22 +117,33 @@ def _kill_v2(places: Places) -> None:
 
 def _kill_frozen(places: Places, end: float) -> None:
     try:
-        _write_states(places, frozen=True)
+        _set_frozen(places, True)
         # A process in uninterruptible sleep cannot be frozen: after a while kill the others, and come again.
         _wait(lambda: is_frozen(places) or not _populated(places), min(2.0, max(end - time.monotonic(), 0.05)))
         for pid in read_pids(places.values()):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
     finally:
-        _write_states(places, frozen=False)
+        _set_frozen(places, False)
 
 
-def _write_states(places: Places, *, frozen: bool) -> None:
-    for hierarchy, place in places.items():
-        if hierarchy.version == 2:
-            _try_write(f"{place}/cgroup.freeze", b"1" if frozen else b"0")
-        elif "freezer" in hierarchy.controllers:
-            _try_write(f"{place}/freezer.state", b"FROZEN" if frozen else b"THAWED")
+def _freezer(places: Places) -> tuple[int, str]:
+    """Return (version, directory) of what freezes: v1's freezer, else v2, else (0, "").
+
+    Never both: a process that v1's has stopped does not get to where v2 counts it as frozen.
+    """
+    for hierarchy, place in places.items():  # v1 first: see Layout
+        if hierarchy.version == 2 or "freezer" in hierarchy.controllers:
+            return hierarchy.version, place
+    return 0, ""
+
+
+def _set_frozen(places: Places, frozen: bool) -> None:
+    version, place = _freezer(places)
+    if version == 2:
+        _try_write(f"{place}/cgroup.freeze", b"%d" % frozen)
+    elif version == 1:
+        _try_write(f"{place}/freezer.state", b"FROZEN" if frozen else b"THAWED")
 
 
 def _populated(places: Places) -> bool:

@@ -54,8 +54,7 @@ def plan(layout: Layout, limits: Limits) -> list[tuple[Hierarchy, Setting]]:
             raise UnsupportedError(
                 flag, f"{hierarchy.mountpoint} is mounted read-only", hint=f"mount -o remount,rw {hierarchy.mountpoint}"
             )
-    if limits.swap_bytes is not None and limits.memory_bytes is None:
-        raise UsageError("a limit of swap needs one of memory", hint="add --memory")
+    limits.check()
     bfq = limits.io_weight is not None and _any_disk("queue/scheduler", "[bfq]")
     writes: list[tuple[Hierarchy, Setting]] = []
     for hierarchy in layout.hierarchies:
@@ -84,9 +83,7 @@ class Group:
 
         Raises AccessError or UnsupportedError where no hierarchy lets us, NsagentError where it exists; leaves nothing then.
         """
-        names = path.split("/")
-        if not all(names) or {".", ".."} & set(names) or "\n" in path:
-            raise UsageError(f"{path!r} is no relative path of a cgroup")
+        names = _names(path)
         group = cls(layout, path, {}, {})
         try:
             for hierarchy in layout.hierarchies:
@@ -104,8 +101,9 @@ class Group:
         return group
 
     @classmethod
-    def find(cls, layout: Layout, path: str) -> Group:
+    def open(cls, layout: Layout, path: str) -> Group:
         """Return the existing cgroup `path`, in those hierarchies that have it; `places` is empty where none has."""
+        _names(path)
         places = {h: f"{h.mountpoint}/{path}" for h in layout.hierarchies}
         return cls(layout, path, {h: place for h, place in places.items() if os.path.isdir(place)}, {})
 
@@ -237,6 +235,8 @@ class Group:
 
     def _enable(self, place: str, controllers: frozenset[str] | set[str]) -> None:
         """Enable v2 controllers for the children of `place`; what cannot be is noted: one that holds processes refuses."""
+        if not controllers:
+            return
         for controller in sorted(controllers - set(_text(f"{place}/cgroup.subtree_control").split())):
             try:
                 _write(f"{place}/cgroup.subtree_control", f"+{controller}")
@@ -248,6 +248,14 @@ class Group:
         for place in self.places.values():
             with contextlib.suppress(OSError):
                 os.rmdir(place)
+
+
+def _names(path: str) -> list[str]:
+    """Split a relative path. An empty one would be the hierarchy's root, which is never ours to kill and remove."""
+    names = path.split("/")
+    if not all(names) or not {".", ".."}.isdisjoint(names) or "\n" in path:
+        raise UsageError(f"{path!r} is no relative path of a cgroup")
+    return names
 
 
 def _prepare_v1(hierarchy: Hierarchy, place: str, *, leaf: bool) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from nsagent.errors import AccessError, NsagentError, ParseError, UnsupportedError, VanishedError
+from nsagent.procfs import read_cgroup
 
 CGROUPFS: Final = "/sys/fs/cgroup"
 # The options of a v1 mount that are controllers (kernel/cgroup/cgroup-v1.c: all others are flags of the mount).
@@ -105,22 +106,21 @@ class Layout:
 
         A hierarchy whose mount does not reach that cgroup is left out. Raises VanishedError.
         """
-        path = f"{self.procfs}/{pid}/cgroup"
         found = {}
-        for key, cgroup in parse_own_cgroup(_read(path, f"process {pid}"), path).items():
+        for _, controllers, path in read_cgroup(pid, self.procfs):
             for hierarchy in self.hierarchies:
-                if _same_hierarchy(hierarchy, key):
-                    below = _below(hierarchy, cgroup)
+                if _is_in(hierarchy, controllers):
+                    below = _below(hierarchy, path)
                     if below is not None:
                         found[hierarchy.key] = below
         return found
 
 
-def _same_hierarchy(hierarchy: Hierarchy, key: str) -> bool:
+def _is_in(hierarchy: Hierarchy, controllers: tuple[str, ...]) -> bool:
+    """Tell whether a line of /proc/PID/cgroup is about `hierarchy`."""
     if hierarchy.version == 2:
-        return key == ""
-    words = set(key.split(","))
-    return bool(hierarchy.controllers & words) or (bool(hierarchy.name) and f"name={hierarchy.name}" in words)
+        return not controllers
+    return not hierarchy.controllers.isdisjoint(controllers) or (bool(hierarchy.name) and f"name={hierarchy.name}" in controllers)
 
 
 def _below(hierarchy: Hierarchy, cgroup: str) -> str | None:
@@ -147,17 +147,6 @@ def _read(path: str, what: str) -> bytes:
 def _unescape(field: bytes) -> str:
     """Undo the octal escapes of mountinfo (blank, tab, newline, backslash)."""
     return os.fsdecode(_OCTAL.sub(lambda match: bytes([int(match[1], 8)]), field))
-
-
-def parse_own_cgroup(text: bytes, path: str = "") -> dict[str, str]:
-    """Parse /proc/PID/cgroup into {controllers as in the file, "" for v2: cgroup}."""
-    found = {}
-    for number, line in enumerate(text.splitlines(), 1):
-        parts = os.fsdecode(line).split(":", 2)
-        if len(parts) != 3:
-            raise ParseError("not hierarchy:controllers:path", path=path, line=number)
-        found[parts[1]] = parts[2].removesuffix(" (deleted)")
-    return found
 
 
 def parse_mountinfo(text: bytes, path: str = "") -> list[Hierarchy]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, fields
 from typing import Final
 
 from nsagent.errors import UsageError
 
 PERIOD_USEC: Final = 100_000  # the kernel's default bandwidth period
+_DEVICE: Final = re.compile(r"[0-9]+:[0-9]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,26 @@ class Limits:
     def __bool__(self) -> bool:
         """Tell whether anything is limited."""
         return any(getattr(self, each.name) not in (None, ()) for each in fields(self))
+
+    def check(self) -> None:
+        """Raise UsageError for what no kernel could enforce."""
+        if self.cpus is not None:
+            quota_usec(self.cpus)
+        for flag, weight in (("--cpu-weight", self.cpu_weight), ("--io-weight", self.io_weight)):
+            if weight is not None and not 1 <= weight <= 10_000:
+                raise UsageError(f"{flag} {weight}: not between 1 and 10000", hint="100 is what others have")
+        if self.memory_bytes is not None and not 0 < self.memory_bytes < 2**63:
+            raise UsageError(f"--memory {self.memory_bytes}: not a size a cgroup can have")
+        if self.swap_bytes is not None and (self.memory_bytes is None or self.swap_bytes < 0):
+            raise UsageError("a limit of swap needs one of memory", hint="add --memory")
+        if self.pids is not None and not 0 < self.pids <= 4_194_304:  # PID_MAX_LIMIT
+            raise UsageError(f"--pids {self.pids}: not between 1 and 4194304")
+        if self.cpuset is not None and not parse_cpus(self.cpuset):
+            raise UsageError("--cpuset: empty", hint="such as 0-2,5")
+        for limit in self.io_max:
+            numbers = (limit.rbps, limit.wbps, limit.riops, limit.wiops)
+            if not _DEVICE.fullmatch(limit.device) or any(n is not None and n < 1 for n in numbers):
+                raise UsageError(f"--io-max {limit.device}: not major:minor of a disk with rates from 1 on", hint="such as 8:0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +106,9 @@ def bfq_weight(weight: int) -> int:
 
 def quota_usec(cpus: float) -> int:
     """Return the bandwidth quota of `cpus` in a period of PERIOD_USEC. Raises UsageError below the kernel's least, 1 ms."""
-    quota = round(cpus * PERIOD_USEC)
-    if quota < 1000:
-        raise UsageError(f"--cpus {cpus:g}: the least the kernel can give is 0.01")
-    return quota
+    if not 0.01 <= cpus <= 1_000_000:
+        raise UsageError(f"--cpus {cpus:g}: the least the kernel can give is 0.01", hint="such as 0.5, or 2")
+    return round(cpus * PERIOD_USEC)
 
 
 def parse_cpus(text: str) -> frozenset[int]:

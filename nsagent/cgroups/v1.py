@@ -26,7 +26,7 @@ from nsagent.cgroups.v2 import Files, parse_flat, parse_limit, parse_number
 from nsagent.errors import UnsupportedError
 
 FILES: Final[Mapping[str, tuple[str, ...]]] = {
-    "cpuacct": ("cpuacct.usage", "cpuacct.usage_user", "cpuacct.usage_sys", "cpuacct.stat"),
+    "cpuacct": ("cpuacct.usage", "cpuacct.usage_user", "cpuacct.usage_sys"),
     "cpu": ("cpu.stat", "cpu.cfs_quota_us", "cpu.cfs_period_us", "cpu.shares"),
     "memory": (
         "memory.usage_in_bytes",
@@ -89,9 +89,6 @@ def cpu(files: Files) -> CpuStats | None:
     if usage is None and not stat and "cpu.shares" not in files:
         return None
     user, system = parse_number(files.get("cpuacct.usage_user")), parse_number(files.get("cpuacct.usage_sys"))
-    if user is None or system is None:
-        ticks, tick_ns = parse_flat(files.get("cpuacct.stat")), 10**9 // os.sysconf("SC_CLK_TCK")
-        user, system = (None if value is None else value * tick_ns for value in (ticks.get("user"), ticks.get("system")))
     shares = parse_number(files.get("cpu.shares"))
     return CpuStats(
         usage_ns=usage,
