@@ -30,7 +30,6 @@ class Feature(NamedTuple):
 
 
 _APPROX: Final = "namespace metrics approximate, from /proc; no tracing"
-_KERNEL: Final = "a kernel with it; every current distribution's has it"
 
 # name, needed, consequence of a no, remedy. In the order they are tried: bpf and btf first, others ask what they said.
 TABLE: Final[tuple[tuple[str, bool, str, str], ...]] = (
@@ -41,22 +40,27 @@ TABLE: Final[tuple[tuple[str, bool, str, str], ...]] = (
     ("tracefs", True, "no tracing of clone, unshare and setns", "mount -t tracefs tracefs /sys/kernel/tracing"),
     ("syscall_tracepoints", True, "no tracing of clone, unshare and setns", "a kernel with CONFIG_FTRACE_SYSCALLS=y"),
     ("perf_event_open", True, "no tracing of clone, unshare and setns", "a kernel with CONFIG_PERF_EVENTS=y"),
-    ("ringbuf", True, "no event of a traced call reaches nsagent", _KERNEL + " (v5.8)"),
-    ("tp_btf", True, _APPROX, _KERNEL + " (v5.5)"),
-    ("task_storage", True, _APPROX, _KERNEL + " (v5.12)"),
-    ("iter_task", True, _APPROX, _KERNEL + " (v5.8)"),
+    ("ringbuf", True, "no event of a traced call reaches nsagent", "a newer kernel (v5.8 has it)"),
+    ("tp_btf", True, _APPROX, "a newer kernel (v5.5 has it)"),
+    ("task_storage", True, _APPROX, "a newer kernel (v5.12 has it)"),
+    ("iter_task", True, _APPROX, "a newer kernel (v5.8 has it)"),
     ("kernel_reads", True, _APPROX, "boot without lockdown=confidentiality"),
     ("memlock", True, _APPROX, "ulimit -l unlimited (LimitMEMLOCK=infinity)"),
     ("bpf_jit", False, "programs run several times slower", "sysctl net.core.bpf_jit_enable=1"),
-    ("iter_cgroup", False, "cgroup values are read from files only: slower scrapes", _KERNEL + " (v6.1)"),
+    ("iter_cgroup", False, "cgroup values are read from files only: slower scrapes", "a newer kernel (v6.1 has it)"),
     ("fentry", False, "tracing costs every system call of the node 9 to 50 ns", "nothing to do: tracepoints are used"),
     ("kprobe", False, "nothing is lost: tracepoints are used", "none needed"),
     ("psi", False, "pressure metrics unavailable", "boot with psi=1 (CONFIG_PSI=y)"),
     ("task_delayacct", False, "IO delay metrics unavailable", "sysctl kernel.task_delayacct=1"),
-    ("ns_id", False, "without BPF, a namespace that reuses an inode number continues the old one", _KERNEL + " (v6.18)"),
-    ("clone3", True, "nsagent run cannot start jobs", "v5.3, and a seccomp profile that lets clone3 through"),
-    ("clone_into_cgroup", False, "on cgroup v2, jobs cannot be born in their cgroup", "mount the v2 tree; v5.7"),
-    ("cgroup_kill", False, "jobs are ended by freezing and killing, which takes longer", "mount the v2 tree; v5.14"),
+    (
+        "ns_id",
+        False,
+        "without BPF, a namespace that reuses an inode number continues the old one",
+        "a newer kernel (v6.18 has it)",
+    ),
+    ("clone3", True, "nsagent run cannot start jobs", "a kernel of v5.3, and a seccomp profile that lets clone3 through"),
+    ("clone_into_cgroup", False, "on cgroup v2, jobs cannot be born in their cgroup", "mount the v2 tree; a kernel of v5.7"),
+    ("cgroup_kill", False, "jobs are ended by freezing and killing, which takes longer", "mount the v2 tree; a kernel of v5.14"),
     ("user_namespaces", False, "no --isolate user: an ordinary user can launch nothing", "CONFIG_USER_NS=y"),
     ("time_namespaces", False, "no --isolate time", "CONFIG_TIME_NS=y (v5.6)"),
 )

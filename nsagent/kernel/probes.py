@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import resource
 import struct
 import subprocess
 from typing import Final, NamedTuple
@@ -167,7 +168,11 @@ class Probes:
         return self._map("ringbuf", 0, 0, os.sysconf("SC_PAGE_SIZE"))
 
     def memlock(self) -> str:
-        self._map("array", 4, _ROW_BYTES, _ROWS)
+        try:
+            self._map("array", 4, _ROW_BYTES, _ROWS)
+        except PermissionError as exc:  # before v5.11 maps count against the limit; later against the memory cgroup
+            limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+            raise No(f"a map of {_ROW_BYTES * _ROWS >> 10} KiB is refused, RLIMIT_MEMLOCK is {limit >> 10} KiB") from exc
         return f"a map of {_ROW_BYTES * _ROWS >> 10} KiB can be made"
 
     def _map(self, kind: str, key: int, value: int, entries: int) -> str:
@@ -285,7 +290,10 @@ class Probes:
         return path
 
     def task_delayacct(self) -> str:
-        value = _text(f"{self.paths.procfs}/sys/kernel/task_delayacct")
+        path = f"{self.paths.procfs}/sys/kernel/task_delayacct"
+        if not os.path.exists(path):
+            raise No("this kernel has no kernel.task_delayacct", "a newer kernel (v5.14 has it)")
+        value = _text(path)
         if value != "1":
             raise No(f"kernel.task_delayacct is {value}")
         return "kernel.task_delayacct is 1"

@@ -14,7 +14,7 @@ import pytest
 from nsagent import libc, namespaces
 from nsagent.errors import NsagentError, VanishedError
 from nsagent.namespaces import KINDS, NamespaceKind
-from tests.support import require, require_root, unique_name
+from tests.support import require_root, unique_name
 
 pytestmark = pytest.mark.kernel
 
@@ -105,7 +105,8 @@ def test_pid_and_time_change_for_children_first() -> None:
 
 
 def test_successive_namespaces_differ_even_where_the_inum_is_reused() -> None:
-    require(namespaces.identify("/proc/self/ns/uts").id, "this kernel has no NS_GET_ID")
+    if not namespaces.identify("/proc/self/ns/uts").id:
+        pytest.skip("this kernel has no NS_GET_ID")
     seen = []
     for _ in range(8):
         with unshared(libc.CLONE_NEWUTS) as pid:
