@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final
 
+from nsagent.cgroups.files import read, try_write
 from nsagent.cgroups.layout import Hierarchy
 from nsagent.errors import NsagentError
 
@@ -58,15 +59,15 @@ def is_frozen(places: Places) -> bool:
     """Tell whether the kernel says that every process stands still; False where nothing can freeze."""
     version, place = _freezer(places)
     if version == 2:
-        return b"frozen 1" in _read(f"{place}/cgroup.events")
-    return version == 1 and _read(f"{place}/freezer.state").strip() == b"FROZEN"
+        return b"frozen 1" in read(f"{place}/cgroup.events")
+    return version == 1 and read(f"{place}/freezer.state").strip() == b"FROZEN"
 
 
 def kill(places: Places, deadline: float) -> None:
     """End every process of the cgroup; see the module's text for how."""
     end = time.monotonic() + deadline
     for place in places.values():  # v2's and v1's file have one name; harmless where a hierarchy has none
-        _try_write(f"{place}/pids.max", b"0")
+        try_write(f"{place}/pids.max", "0")
     pause = 0.0005
     while True:
         _kill_v2(places)
@@ -112,7 +113,7 @@ def _remove_tree(place: str) -> bool:
 def _kill_v2(places: Places) -> None:
     for hierarchy, place in places.items():
         if hierarchy.version == 2:
-            _try_write(f"{place}/cgroup.kill", b"1")
+            try_write(f"{place}/cgroup.kill", "1")
 
 
 def _kill_frozen(places: Places, end: float) -> None:
@@ -141,16 +142,16 @@ def _freezer(places: Places) -> tuple[int, str]:
 def _set_frozen(places: Places, frozen: bool) -> None:
     version, place = _freezer(places)
     if version == 2:
-        _try_write(f"{place}/cgroup.freeze", b"%d" % frozen)
+        try_write(f"{place}/cgroup.freeze", str(int(frozen)))
     elif version == 1:
-        _try_write(f"{place}/freezer.state", b"FROZEN" if frozen else b"THAWED")
+        try_write(f"{place}/freezer.state", "FROZEN" if frozen else "THAWED")
 
 
 def _populated(places: Places) -> bool:
     """Tell whether any process is left in any hierarchy; a zombie does not count."""
     for hierarchy, place in places.items():
         if hierarchy.version == 2:
-            if b"populated 1" in _read(f"{place}/cgroup.events"):
+            if b"populated 1" in read(f"{place}/cgroup.events"):
                 return True
         elif read_pids([place]):
             return True
@@ -169,23 +170,3 @@ def _wait(condition: Callable[[], bool], seconds: float) -> bool:
 
 def _name(places: Places) -> str:
     return next(iter(places.values()), "the cgroup")
-
-
-def _read(path: str) -> bytes:
-    try:
-        with open(path, "rb", buffering=0) as file:
-            return file.read()
-    except OSError:
-        return b""
-
-
-def _try_write(path: str, value: bytes) -> None:
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    except OSError:
-        return
-    try:
-        with contextlib.suppress(OSError):
-            os.write(descriptor, value)
-    finally:
-        os.close(descriptor)

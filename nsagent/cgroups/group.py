@@ -12,9 +12,11 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from nsagent.cgroups import ending, v1, v2
+from nsagent.cgroups import ending, v1
+from nsagent.cgroups.files import read_text, try_write, write
 from nsagent.cgroups.layout import Hierarchy, Layout
-from nsagent.cgroups.limits import IoMax, Limits, Setting
+from nsagent.cgroups.limits import IoMax, Limits
+from nsagent.cgroups.plan import plan, translate, write_setting
 from nsagent.cgroups.reader import Reader
 from nsagent.cgroups.stats import CgroupStats
 from nsagent.errors import AccessError, NsagentError, UnsupportedError, UsageError
@@ -23,48 +25,6 @@ __all__ = ["Group", "IoMax", "Limits", "plan"]
 
 # What every cgroup of ours has where v2 rules: the stats of a report need them. cpuset only when it is asked for.
 _WANTED: Final = frozenset({"cpu", "memory", "io", "pids"})
-_NEEDS: Final = (
-    ("--cpus", "cpus", "cpu"),
-    ("--cpu-weight", "cpu_weight", "cpu"),
-    ("--memory", "memory_bytes", "memory"),
-    ("--pids", "pids", "pids"),
-    ("--cpuset", "cpuset", "cpuset"),
-    ("--io-max", "io_max", "io"),
-    ("--io-weight", "io_weight", "io"),
-)
-
-
-def plan(layout: Layout, limits: Limits) -> list[tuple[Hierarchy, Setting]]:
-    """Return the writes that set `limits`, in order; touches nothing.
-
-    Raises UnsupportedError (with the flag, the controller and the remedy) for a limit this host cannot enforce, and
-    UsageError for one no kernel could.
-    """
-    for flag, name, controller in _NEEDS:
-        if getattr(limits, name) in (None, ()):
-            continue
-        hierarchy = layout.of(controller)
-        if hierarchy is None:
-            raise UnsupportedError(
-                flag,
-                f"the {controller} controller is in no mounted hierarchy",
-                hint=f"mount the {controller} controller (nsagent doctor shows the layout), or leave {flag} out",
-            )
-        if not hierarchy.writable:
-            raise UnsupportedError(
-                flag, f"{hierarchy.mountpoint} is mounted read-only", hint=f"mount -o remount,rw {hierarchy.mountpoint}"
-            )
-    limits.check()
-    bfq = limits.io_weight is not None and _any_disk("queue/scheduler", "[bfq]")
-    writes: list[tuple[Hierarchy, Setting]] = []
-    for hierarchy in layout.hierarchies:
-        if hierarchy.version == 1:
-            settings = v1.settings(limits, hierarchy.controllers, bfq=bfq)
-        else:
-            iocost = limits.io_weight is not None and "enable=1" in _text(f"{hierarchy.mountpoint}/io.cost.qos")
-            settings = v2.settings(limits, hierarchy.controllers, bfq=bfq, iocost=iocost)
-        writes += [(hierarchy, setting) for setting in settings]
-    return writes
 
 
 class Group:
@@ -132,7 +92,7 @@ class Group:
                     f"the {setting.controller} controller cannot be used: {reason or 'the cgroup is not in its hierarchy'}",
                     hint=f"leave {setting.flag} out, or run where {hierarchy.mountpoint} is writable and delegated",
                 )
-            _write_setting(place, setting)
+            write_setting(place, setting)
 
     def attach_fds(self) -> list[int]:
         """Return a descriptor of `tasks` in each v1 hierarchy. A single-threaded child that writes b"0" to each is in.
@@ -153,13 +113,13 @@ class Group:
         """Move a process (all its threads) here. Slow, 11 ms a hierarchy: for processes that run already."""
         for place in self.places.values():
             try:
-                _write(f"{place}/cgroup.procs", str(pid))
+                write(f"{place}/cgroup.procs", str(pid))
             except OSError as exc:
-                raise _translate(exc, f"process {pid} cannot be moved to {place}") from exc
+                raise translate(exc, f"process {pid} cannot be moved to {place}") from exc
 
     def stats(self) -> CgroupStats:
         """Read what it and its descendants have used; parts are None where this host does not count them."""
-        counting = any("blkio" in h.controllers and _text(f"{p}/{v1.COUNTING_FILE}") for h, p in self.places.items())
+        counting = any("blkio" in h.controllers and read_text(f"{p}/{v1.COUNTING_FILE}") for h, p in self.places.items())
         found = CgroupStats()
         reader = Reader(self.layout)
         for prefix in {hierarchy.prefix for hierarchy in self.places}:  # the mounts may show different parts
@@ -198,7 +158,7 @@ class Group:
             try:
                 self._descriptors[path] = os.open(path, flags | os.O_CLOEXEC)
             except OSError as exc:
-                raise _translate(exc, path) from exc
+                raise translate(exc, path) from exc
         return self._descriptors[path]
 
     def _make(self, hierarchy: Hierarchy, names: list[str]) -> None:
@@ -217,7 +177,7 @@ class Group:
                     raise NsagentError(f"the cgroup {place} exists already") from None
             except OSError as exc:
                 if exc.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
-                    raise _translate(exc, f"the cgroup {place} cannot be made") from exc
+                    raise translate(exc, f"the cgroup {place} cannot be made") from exc
                 self.missing[hierarchy.key] = f"{place}: {os.strerror(exc.errno)}"
                 return
             if depth == len(names):
@@ -237,9 +197,9 @@ class Group:
         """Enable v2 controllers for the children of `place`; what cannot be is noted: one that holds processes refuses."""
         if not controllers:
             return
-        for controller in sorted(controllers - set(_text(f"{place}/cgroup.subtree_control").split())):
+        for controller in sorted(controllers - set(read_text(f"{place}/cgroup.subtree_control").split())):
             try:
-                _write(f"{place}/cgroup.subtree_control", f"+{controller}")
+                write(f"{place}/cgroup.subtree_control", f"+{controller}")
             except OSError as exc:
                 reason = "it holds processes" if exc.errno == errno.EBUSY else os.strerror(exc.errno or 0)
                 self.missing.setdefault(controller, f"{place} cannot pass it on: {reason}")
@@ -263,13 +223,13 @@ def _prepare_v1(hierarchy: Hierarchy, place: str, *, leaf: bool) -> None:
     above = os.path.dirname(place)
     if "cpuset" in hierarchy.controllers:
         for name in ("cpuset.cpus", "cpuset.mems"):
-            if not _text(f"{place}/{name}").strip():
-                _try_write(f"{place}/{name}", _text(f"{above}/{name}").strip())
-    if "memory" in hierarchy.controllers and _text(f"{place}/memory.use_hierarchy").strip() == "0":
-        _try_write(f"{place}/memory.use_hierarchy", "1")  # always so since 5.11
+            if not read_text(f"{place}/{name}"):
+                try_write(f"{place}/{name}", read_text(f"{above}/{name}"))
+    if "memory" in hierarchy.controllers and read_text(f"{place}/memory.use_hierarchy") == "0":
+        try_write(f"{place}/memory.use_hierarchy", "1")  # always so since 5.11
     if "blkio" in hierarchy.controllers and leaf:
         for device in _disks():
-            _try_write(f"{place}/{v1.COUNTING_FILE}", f"{device} {v1.COUNTING_BPS}")
+            try_write(f"{place}/{v1.COUNTING_FILE}", f"{device} {v1.COUNTING_BPS}")
 
 
 def _disks() -> Iterator[str]:
@@ -278,74 +238,7 @@ def _disks() -> Iterator[str]:
         whole = set(os.listdir("/sys/block"))
     except OSError:
         return
-    for line in _text("/proc/partitions").splitlines()[2:]:
+    for line in read_text("/proc/partitions").splitlines()[2:]:
         major, minor, _, name = line.split()
         if name.replace("/", "!") in whole:
             yield f"{major}:{minor}"
-
-
-def _any_disk(file: str, word: str) -> bool:
-    with contextlib.suppress(OSError):
-        return any(word in _text(f"/sys/block/{disk}/{file}") for disk in os.listdir("/sys/block"))
-    return False
-
-
-def _text(path: str) -> str:
-    try:
-        with open(path, "rb", buffering=0) as file:
-            return os.fsdecode(file.read())
-    except OSError:
-        return ""
-
-
-def _write(path: str, value: str) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(descriptor, os.fsencode(value))
-    finally:
-        os.close(descriptor)
-
-
-def _try_write(path: str, value: str) -> None:
-    with contextlib.suppress(OSError):
-        _write(path, value)
-
-
-def _write_setting(place: str, setting: Setting) -> None:
-    """Write one setting and check that the kernel took it as meant."""
-    path = f"{place}/{setting.file}"
-    try:
-        _write(path, setting.value)
-    except FileNotFoundError:
-        if setting.optional:
-            return
-        raise UnsupportedError(
-            setting.flag, f"this kernel has no {setting.file}", hint=f"leave {setting.flag} out, or boot a kernel that has it"
-        ) from None
-    except OSError as exc:
-        if exc.errno in (errno.EINVAL, errno.ERANGE, errno.ENODEV, errno.ENXIO):
-            hint = "a whole disk, as lsblk -d shows it" if setting.flag == "--io-max" else ""
-            raise UsageError(
-                f"{setting.flag}: the kernel refuses {setting.value!r} for {path}: {os.strerror(exc.errno)}", hint=hint
-            ) from exc
-        raise _translate(exc, f"{setting.flag}: {path} cannot be written") from exc
-    got = _text(f"{place}/{setting.read_file}")
-    if setting.expect and setting.expect not in [line.strip() for line in got.splitlines()]:
-        raise UnsupportedError(
-            setting.flag,
-            f"{place}/{setting.read_file} reads {got.strip()!r} after writing {setting.value!r}: this host does not enforce it",
-            hint=f"leave {setting.flag} out, or widen what the cgroups above allow",
-        )
-
-
-def _translate(exc: OSError, what: str) -> NsagentError:
-    reason = os.strerror(exc.errno or 0)
-    if exc.errno in (errno.EACCES, errno.EPERM):
-        return AccessError(f"{what}: {reason}", hint="run as root, or in a delegated cgroup")
-    if exc.errno == errno.EROFS:
-        return UnsupportedError("cgroups", f"{what}: {reason}", hint="mount -o remount,rw the cgroup filesystems")
-    if exc.errno == errno.EAGAIN:
-        return UnsupportedError(
-            "cgroups", f"{what}: there are too many already", hint="see cgroup.max.descendants of the cgroups above"
-        )
-    return NsagentError(f"{what}: {reason}")

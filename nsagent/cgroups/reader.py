@@ -8,7 +8,6 @@ descriptor of a file is not kept, as each pins 5 KB of kernel memory.
 from __future__ import annotations
 
 import dataclasses
-import errno
 import math
 import os
 import resource
@@ -17,33 +16,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from nsagent.cgroups import v1, v2
+from nsagent.cgroups.files import GONE, read_once
 from nsagent.cgroups.layout import Hierarchy, Layout
 from nsagent.cgroups.stats import CgroupStats
 from nsagent.cgroups.tree import Cgroup, Tree
 
-_SIZE: Final = 65536  # no file of these is longer: io.stat has some 100 bytes a disk
-_GONE: Final = frozenset({errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP, errno.EACCES, errno.EPERM, errno.EINVAL, errno.EIO})
 _MOST_DIRECTORIES: Final = 4096
 
 Raw = dict[str, dict[str, bytes]]  # part of CgroupStats: file: content
-
-
-def read_file(name: str, directory: int) -> bytes | None:
-    """Read a file of the cgroup behind the descriptor `directory`; None where it, or the cgroup, is not there (any more)."""
-    try:
-        descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
-    except OSError as exc:
-        if exc.errno in _GONE:
-            return None
-        raise
-    try:
-        return os.read(descriptor, _SIZE)
-    except OSError as exc:
-        if exc.errno in _GONE:
-            return None
-        raise
-    finally:
-        os.close(descriptor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +106,7 @@ class Reader:
         for path, directory in directories:
             if absent[path == root]:
                 continue
-            text = read_file(name, directory)
+            text = read_once(name, directory)
             if text is not None:
                 raw.setdefault(path, {}).setdefault(source.part, {})[name] = text
             elif source.lives_in(directory):
@@ -151,8 +131,10 @@ class Reader:
         above = Tree.parent(path)
         while above is not None:
             for _, directory in _open_all(hierarchy, [above]):
-                limit = v2.parse_limit(read_file("memory.max", directory))
-                os.close(directory)
+                try:
+                    limit = v2.parse_limit(read_once("memory.max", directory))
+                finally:
+                    os.close(directory)
                 if limit is not None:
                     least = min(limit, math.inf if least is None else least)
             above = Tree.parent(above)
@@ -196,12 +178,12 @@ def _open_all(hierarchy: Hierarchy, paths: Iterable[str]) -> Iterator[tuple[str,
         try:
             yield path, os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as exc:
-            if exc.errno not in _GONE:
+            if exc.errno not in GONE:
                 raise
 
 
 def _controllers(directory: int) -> frozenset[str]:
-    return frozenset(os.fsdecode(read_file("cgroup.controllers", directory) or b"").split())
+    return frozenset(os.fsdecode(read_once("cgroup.controllers", directory) or b"").split())
 
 
 def _enabled(hierarchy: Hierarchy, directories: Iterable[tuple[str, int]]) -> Mapping[str, frozenset[str]]:

@@ -1,0 +1,62 @@
+"""Read and write single cgroup files, unbuffered. A file or a cgroup that is not there (any more) is a normal answer."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Final
+
+_SIZE: Final = 65536  # no file that is read once is longer: io.stat has some 100 bytes a disk
+# ENOENT and ENODEV: the cgroup ended. EOPNOTSUPP: a threaded cgroup, or a controller that is off. EACCES, EPERM: another
+# user's. EINVAL and EIO: files that cannot be read in this cgroup, such as the root's.
+GONE: Final = frozenset({errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP, errno.EACCES, errno.EPERM, errno.EINVAL, errno.EIO})
+
+
+def read_once(name: str, directory: int) -> bytes | None:
+    """Read a file of the cgroup behind the descriptor `directory` by one read(2); None where there is none to read."""
+    try:
+        descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+    except OSError as exc:
+        if exc.errno in GONE:
+            return None
+        raise
+    try:
+        return os.read(descriptor, _SIZE)
+    except OSError as exc:
+        if exc.errno in GONE:
+            return None
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def read(path: str) -> bytes:
+    """Read a file of any length; b"" where it cannot be read."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return file.readall()
+    except OSError:
+        return b""
+
+
+def read_text(path: str) -> str:
+    """Read a file as text without blanks around it; "" where it cannot be read."""
+    return os.fsdecode(read(path)).strip()
+
+
+def write(path: str, value: str) -> None:
+    """Write a value in one write(2), as the kernel asks for. Raises OSError."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(descriptor, os.fsencode(value))
+    finally:
+        os.close(descriptor)
+
+
+def try_write(path: str, value: str) -> bool:
+    """Write a value; tell whether the kernel took it."""
+    try:
+        write(path, value)
+    except OSError:
+        return False
+    return True
