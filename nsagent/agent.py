@@ -1,0 +1,372 @@
+"""The agent: builds the objects, owns the threads, and ends them. Nothing else of nsagent runs as a daemon.
+
+Order of a start: claim the state directory, take the port, sweep what dead launchers left, bring the programs into the kernel
+(this may fork the compiler), and only then start threads: the agent never forks once it has threads.
+
+    main          waits for a signal                      http, control     accept; a thread a client, bounded
+    ring          hands events to the control's clients   samples           taken in the thread that asks, one at a time
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import platform
+import select
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any, Final
+
+from nsagent import __version__, serve
+from nsagent.cgroups.layout import Layout, read_layout
+from nsagent.cgroups.reader import Reader
+from nsagent.cgroups.stats import CgroupStats
+from nsagent.cgroups.tree import Tree
+from nsagent.config import AgentConfig
+from nsagent.control import Control, Hub, StateLock
+from nsagent.errors import AccessError, LoadError, NsagentError, UnsupportedError
+from nsagent.events import KernelEvents, SyscallCounts
+from nsagent.kernel import attach, headers, mounts, pins
+from nsagent.launch.launcher import sweep
+from nsagent.metrics import catalogue
+from nsagent.metrics.encode import Encoder
+from nsagent.namespaces import NamespaceKind
+from nsagent.sample import Ancestry, Facts, MapFigures, Sampler
+from nsagent.usage import KernelUsage
+
+log = logging.getLogger(__name__)
+
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_NO_BPF: Final = "switched off with --no-bpf"
+_NO_TRACE: Final = "switched off with --no-trace"
+
+
+class NodeCgroups:
+    """The cgroups of a layout as sample.CgroupSource."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._tree = Tree(layout, retain=0)  # the sampler keeps what ended
+        self._reader = Reader(layout)
+        self._accounting = layout.accounting[1].key
+
+    def read(self) -> dict[str, CgroupStats]:
+        """Walk the hierarchies, and read each cgroup's files."""
+        self._tree.scan()
+        return self._reader.read_all(self._tree)
+
+    def accounting_ids(self) -> dict[str, int]:
+        """Return the ids in the accounting hierarchy as of the last walk, by path."""
+        key = self._accounting
+        return {path: cgroup.ids[key] for path, cgroup in self._tree.cgroups.items() if key in cgroup.ids}
+
+
+class Node:
+    """What an agent reads: the programs where they can be had, /proc in their place, the cgroup files. Makes samples.
+
+    `features` has None for what this node can, else the reason why not.
+    """
+
+    def __init__(self, config: AgentConfig) -> None:
+        self.features: dict[str, str | None] = {}
+        self.ancestry = Ancestry()
+        self.layout = self._read_layout()
+        self.attached = self._attach(config) if config.bpf else None
+        self.events: KernelEvents | None = None
+        self.hub: Hub | None = None
+        if self.attached:
+            self.events = KernelEvents(self.attached)
+            if self.attached.traces:
+                self.events.trace_all(False)  # an agent that was killed may have left it on
+                self.hub = Hub(self.events.trace_all)
+            missing = self.attached.missing
+            self.features |= {name: missing.get(name) for name in headers.FEATURES} | missing
+            if not self.attached.traces:
+                self.features.setdefault("tracing", _NO_TRACE)
+        elif not config.bpf:
+            self.features |= {"exact_accounting": _NO_BPF, "tracing": _NO_BPF}
+        self.sampler = self._make_sampler(config.retain_ns)
+        self.sampler.facts = self._facts()
+
+    def _read_layout(self) -> Layout | None:
+        try:
+            return read_layout()
+        except NsagentError as error:
+            log.warning("event=no_cgroups reason=%s", error)
+            self.features["cgroups"] = str(error)
+            return None
+
+    def _attach(self, config: AgentConfig) -> attach.Attached | None:
+        """Load or adopt the programs, without tracing where only that fails; None where there is no accounting by BPF."""
+        subsystem = self.layout.accounting[0] if self.layout else None
+        for trace in (True, False) if config.trace else (False,):
+            try:
+                attached = attach.attach(config.pin_dir, config.cache_dir, subsystem=subsystem, trace=trace, rows=config.contexts)
+            except (UnsupportedError, AccessError, LoadError) as error:
+                what = "tracing" if trace else "exact_accounting"
+                self.features[what] = str(error)
+                log.warning("event=degraded feature=%s reason=%s hint=%s", what, error, error.hint)
+            else:
+                self.features["exact_accounting"] = None
+                if trace:
+                    self.features["tracing"] = None
+                return attached
+        self.features.setdefault("tracing", self.features["exact_accounting"])
+        return None
+
+    def _make_sampler(self, retain_ns: int) -> Sampler:
+        cgroups = NodeCgroups(self.layout) if self.layout else None
+        if self.attached is None:
+            from nsagent.procusage import ProcfsUsage
+
+            controller, hierarchy = self.layout.accounting if self.layout else (None, None)
+            directory = hierarchy.directory if hierarchy else None
+            usage = ProcfsUsage(controller=controller, directory=directory, retain_s=retain_ns / 1e9)
+            return Sampler(retain_ns=retain_ns, ancestry=self.ancestry, cgroups=cgroups, usage=usage)
+        successor = self.ancestry.successor if cgroups else lambda cgroup: cgroup
+        return Sampler(
+            retain_ns=retain_ns,
+            ancestry=self.ancestry,
+            cgroups=cgroups,
+            usage=KernelUsage(self.attached, retain_s=retain_ns / 1e9, successor=successor),
+            counts=self._counts if self.attached.traces else None,
+            maps=self._maps,
+        )
+
+    def _counts(self) -> SyscallCounts:
+        assert self.events is not None
+        assert self.hub is not None
+        counts = self.events.counts()
+        return dataclasses.replace(counts, lost=counts.lost | {"queue_full": self.hub.lost})
+
+    def _maps(self) -> tuple[MapFigures, ...]:
+        assert self.attached is not None
+        return tuple(MapFigures(m.name, m.entries, m.max_entries, m.memory_bytes) for m in self.attached.status().maps)
+
+    def _facts(self) -> Facts:
+        compiler = self.attached.compiler.removeprefix("bcc ") if self.attached else ""
+        build = {"version": __version__, "python": platform.python_version(), "bcc": compiler, "kernel": os.uname().release}
+        mode = {
+            "cgroup": self.layout.mode if self.layout else "none",
+            "bpf": "loaded" if self.attached else "off",
+            "accounting": "exact" if self.attached else "approximate",
+            "psi": "on" if _reads("/proc/pressure/cpu") else "off",
+            "delayacct": "on" if _reads("/proc/sys/kernel/task_delayacct") == "1" else "off",
+        }
+        return Facts(build, mode, self.features)
+
+    def status(self) -> dict[str, Any]:
+        """Return what changes, taken by a sample: how much there is, and whether every exited thread was seen freed."""
+        sample = self.sampler.read()
+        everything = (*sample.namespaces.items(), *sample.namespaces_ended.items())
+        rows = [used for namespace, used in everything if namespace.kind is NamespaceKind.PID]
+        return {
+            "features": dict(self.features),
+            "cgroups": len(sample.cgroups),
+            "namespaces": len(sample.namespaces),
+            "threads_exited": sum(used.threads_exited for used in rows),
+            "threads_freed": sum(used.threads_freed for used in rows),
+        }
+
+    def close(self, *, unload: bool) -> None:
+        """Let go of the programs; `unload` ends them, else the pins keep them counting."""
+        if self.events:
+            self.events.close()
+        if self.attached:
+            if unload:
+                self.attached.unload()
+            else:
+                self.attached.close()
+
+
+def _reads(path: str) -> str:
+    """Return the content of a file of /proc; empty where it cannot be read (EOPNOTSUPP: psi=0)."""
+    try:
+        with open(path, encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+class Process:
+    """The exposition of process_* and python_info. prometheus_client is imported when first asked for: it costs 8 MB."""
+
+    def __init__(self) -> None:
+        self._registry: Any = None
+
+    def __call__(self, openmetrics: bool) -> bytes:
+        """Return it in one of the two formats, without the EOF line."""
+        from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, exposition
+        from prometheus_client.openmetrics import exposition as open_exposition
+
+        if self._registry is None:
+            self._registry = CollectorRegistry()
+            ProcessCollector(registry=self._registry)
+            PlatformCollector(registry=self._registry)
+        generate = open_exposition.generate_latest if openmetrics else exposition.generate_latest
+        return bytes(generate(self._registry)).removesuffix(b"# EOF\n")
+
+
+class Ring:
+    """The thread that reads the ring buffer, so that it never fills while the agent lives."""
+
+    def __init__(self, events: KernelEvents, hub: Hub) -> None:
+        self._events = events
+        self._hub = hub
+        self._stop = os.eventfd(0, os.EFD_CLOEXEC)
+        self._thread = threading.Thread(target=self._run, name="ring", daemon=True)
+
+    def start(self) -> None:
+        """Begin to read."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread."""
+        os.eventfd_write(self._stop, 1)
+        if self._thread.is_alive():
+            self._thread.join(5)
+        os.close(self._stop)
+
+    def _run(self) -> None:
+        poll = select.poll()
+        poll.register(self._events.fileno(), select.POLLIN)
+        poll.register(self._stop, select.POLLIN)
+        while True:
+            if self._hub.idle:
+                self._events.skip()
+            else:
+                self._hub.publish(self._events.read())
+            if self._stop in {fd for fd, _ in poll.poll()}:
+                return
+
+
+class _Stopped(BaseException):
+    """A signal asked the agent to end while it was starting."""
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    for each in _SIGNALS:  # once is enough: what is undone now must not be interrupted
+        signal.signal(each, signal.SIG_IGN)
+    raise _Stopped(number)
+
+
+def run(config: AgentConfig) -> None:
+    """Be the agent until SIGTERM, SIGINT or SIGHUP.
+
+    Raises:
+        NsagentError: it cannot run here: another agent has the state or pin directory, the port is in use, or a directory
+            may not be written.
+    """
+    for number in _SIGNALS:
+        signal.signal(number, _stop)
+    with contextlib.suppress(_Stopped), contextlib.ExitStack() as stack:
+        _run(config, stack)
+
+
+def _run(config: AgentConfig, stack: contextlib.ExitStack) -> None:
+    started, stopping = time.monotonic(), threading.Event()
+    stack.callback(StateLock(config.state_dir).release)
+    listener = stack.enter_context(serve.bind(config.host, config.port))
+    for job in sweep(config.state_dir):
+        log.info("event=swept job=%s", job)
+    node = stack.enter_context(open_node(config))
+    encoder = Encoder(catalogue.FAMILIES, Process())
+
+    def scrape(openmetrics: bool) -> bytes:
+        return encoder.encode(node.sampler.read(), openmetrics)
+
+    server = serve.Server(listener, scrape, lambda: not stopping.is_set())
+    facts = {
+        "pid": os.getpid(),
+        "version": __version__,
+        "listen": server.address,
+        "state_dir": config.state_dir,
+        "pin_dir": config.pin_dir if node.attached else None,
+        "start": time.time(),
+        **node.sampler.facts.mode,
+    }
+    control = Control(
+        config.state_dir,
+        scrape=lambda: scrape(False),
+        status=lambda: facts | node.status(),
+        hub=node.hub,
+        untraced=node.features.get("tracing") or "",
+    )
+    stack.callback(control.close)
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # before the threads, which inherit it
+    if node.events and node.hub:
+        ring = Ring(node.events, node.hub)
+        stack.callback(ring.close)
+        ring.start()
+    stack.enter_context(_announced(config.state_dir, facts))
+    control.start()
+    server.start()
+    stack.callback(server.close)
+    log.info(
+        "event=ready listen=%s bpf=%s accounting=%s warm=%s adopted=%s seconds=%.3f",
+        server.address,
+        facts["bpf"],
+        facts["accounting"],
+        str(bool(node.attached and node.attached.warm)).lower(),
+        str(bool(node.attached and node.attached.adopted)).lower(),
+        time.monotonic() - started,
+    )
+    number = signal.sigwait(_SIGNALS)
+    stopping.set()
+    log.info("event=stopping signal=%s ephemeral=%s", signal.Signals(number).name, str(config.ephemeral).lower())
+
+
+def read_once(config: AgentConfig) -> bytes:
+    """Return one exposition with no agent running: from the programs an earlier agent left, if there are any, else from /proc."""
+    left = config.bpf and os.path.isdir(pins.live_dir(config.pin_dir))
+    once = dataclasses.replace(config, bpf=left, trace=False, ephemeral=False)
+    with open_node(once) as node:
+        return Encoder(catalogue.FAMILIES, Process()).encode(node.sampler.read())
+
+
+@contextlib.contextmanager
+def open_node(config: AgentConfig) -> Iterator[Node]:
+    """Own the pin directory and open the node. Raises NsagentError where another process owns it."""
+    owner: pins.Lock | None = None
+    if config.bpf:
+        for mount in (mounts.mount_bpffs, mounts.mount_tracefs):
+            try:
+                if mount():
+                    log.info("event=mounted by=%s", mount.__name__)
+            except NsagentError as error:  # what needs it will say so
+                log.debug("event=not_mounted by=%s reason=%s", mount.__name__, error)
+        with contextlib.suppress(UnsupportedError, AccessError):  # attach will say so
+            owner = pins.own(config.pin_dir, deadline_s=2.0)
+    try:
+        node = Node(config)
+        try:
+            yield node
+        finally:
+            node.close(unload=config.ephemeral)
+    finally:
+        if owner:
+            owner.release()
+
+
+@contextlib.contextmanager
+def _announced(state_dir: str, facts: dict[str, Any]) -> Iterator[None]:
+    """Write <state-dir>/agent.json, where a script finds the address of an agent that was given port 0."""
+    path = os.path.join(state_dir, "agent.json")
+    try:
+        with tempfile.NamedTemporaryFile("w", dir=state_dir, prefix=".agent-", delete=False) as out:
+            out.write(json.dumps(facts) + "\n")
+            os.fchmod(out.fileno(), 0o644)
+        os.replace(out.name, path)
+    except OSError as error:
+        raise AccessError(f"cannot write {path}: {error.strerror}", hint="see --state-dir") from error
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(path)

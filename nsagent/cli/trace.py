@@ -1,0 +1,115 @@
+"""`nsagent trace`: the events, live."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+from collections.abc import Generator
+from types import FrameType
+from typing import Any
+
+import click
+
+from nsagent import config, control, jobs
+from nsagent.kernel import mounts, pins
+from nsagent.namespaces import KINDS
+
+_PRIVATE = f"{mounts.BPFFS}/nsagent-trace-"
+
+
+@click.command(
+    epilog="""\
+Examples:
+  nsagent trace                        calls that change namespaces, and those that fail to
+  nsagent trace --kind net --failed    who tries in vain to make or enter a network namespace
+  nsagent trace -o json --count 1      wait for one, for a script
+
+The agent hands the whole stream to any number of these. With no agent running, nsagent trace loads the programs for
+itself and removes them at its end."""
+)
+@click.option(
+    "-o", "--output", type=click.Choice(["text", "json"]), default="text", help="Form of the output; json: one object a line."
+)
+@click.option("--kind", type=click.Choice(list(KINDS)), help="Only calls that change or ask for namespaces of this kind.")
+@click.option("--pid", type=click.IntRange(1), metavar="PID", help="Only calls of this process or thread.")
+@click.option("--failed", is_flag=True, help="Only calls that failed.")
+@click.option("--all", "everything", is_flag=True, help="Also calls that change no namespace, such as a plain fork.")
+@click.option("--count", type=click.IntRange(1), metavar="N", help="End after N events.")
+@click.option("--state-dir", default=jobs.default_state_dir, show_default="/run/nsagent, for users below $XDG_RUNTIME_DIR",
+              metavar="DIR", help="The agent's state directory.")  # fmt: skip
+@click.option("--cache-dir", default=config.default_cache_dir, show_default="/var/cache/nsagent, for users ~/.cache/nsagent",
+              metavar="DIR", help="Where compiled BPF programs are kept; used with no agent.")  # fmt: skip
+def trace(state_dir: str, cache_dir: str, everything: bool, **flags: Any) -> None:
+    """Show clone, clone3, fork, vfork, unshare and setns calls as they happen, with the namespaces before and after."""
+    request = {name: value for name, value in {"all": everything, **flags}.items() if value is not None}
+    answer = control.ask(state_dir, {"request": "trace", **request})
+    if answer is not None:
+        with answer[1] as stream:
+            for line in stream:
+                _show(json.loads(line))
+        return
+    click.echo(f"no agent has its socket in {state_dir}: loading the programs for this command alone", err=True)
+    with contextlib.closing(_private_events(request, cache_dir)) as lines:
+        for text in lines:
+            _show({"line": text})
+
+
+def _show(message: dict[str, Any]) -> None:
+    if "lost" in message:
+        click.echo(f"{message['lost']} events lost: they came faster than they were read", err=True)
+    else:
+        click.echo(message["line"])
+
+
+def _private_events(request: dict[str, Any], cache_dir: str) -> Generator[str, None, None]:
+    """Yield lines of events from a set of programs of our own, which ends with the generator."""
+    from nsagent.cgroups.layout import read_layout
+    from nsagent.events import KernelEvents
+    from nsagent.kernel.attach import attach
+
+    wanted, as_json, left = control.parse_trace(request)
+    mounts.mount_bpffs()
+    mounts.mount_tracefs()
+    _sweep()
+    pin_dir = f"{_PRIVATE}{os.getpid()}"
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    owner = pins.own(pin_dir)
+    try:
+        attached = attach(pin_dir, cache_dir, subsystem=read_layout().accounting[0])
+        events = KernelEvents(attached)
+        try:
+            events.trace_all(wanted.all)
+            poll = select.poll()
+            poll.register(events.fileno(), select.POLLIN)
+            while left is None or left > 0:
+                found = [event for event in events.read() if wanted(event)][:left]
+                left = None if left is None else left - len(found)
+                for event in found:
+                    yield event.to_json() if as_json else event.to_text()
+                if not found:
+                    poll.poll()
+        finally:
+            events.close()
+            attached.unload()
+    finally:
+        owner.release()
+        pins.unload(pin_dir)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _sweep() -> None:
+    """Remove the programs of a `nsagent trace` that was killed: those whose directory nobody owns."""
+    for name in os.listdir(mounts.BPFFS):
+        path = os.path.join(mounts.BPFFS, name)
+        if path.startswith(_PRIVATE) and pins.owner(path) is None:
+            pins.unload(path)
+
+
+command = trace

@@ -1,0 +1,100 @@
+"""The agent's settings: defaults < TOML file < environment < flags. click resolves that order, this module validates.
+
+A configuration file has the words of the flags as keys, without the dashes in front:
+
+    listen = "[::]:10417"
+    retain = "5m"
+    no-trace = true
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from dataclasses import dataclass
+from typing import Any, Final
+
+from nsagent.errors import AccessError, ParseError, UsageError
+
+DEFAULT_LISTEN: Final = "127.0.0.1:10417"
+LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+_MOST_CONTEXTS: Final = 1 << 20  # 360 MB of rows
+_SOCKET_PATH_BYTES: Final = 107  # sun_path of struct sockaddr_un, less its final NUL: man 7 unix
+
+
+@dataclass(frozen=True, slots=True)
+class AgentConfig:
+    """What an agent was asked to be. Directories are absolute; `host` is empty for all addresses; `port` 0 is any."""
+
+    host: str
+    port: int
+    state_dir: str
+    pin_dir: str
+    cache_dir: str
+    retain_ns: int
+    contexts: int = 10240
+    bpf: bool = True
+    trace: bool = True
+    ephemeral: bool = False
+    log_level: str = "info"
+
+    def __post_init__(self) -> None:
+        """Raise UsageError for what makes no sense."""
+        if not 16 <= self.contexts <= _MOST_CONTEXTS:
+            raise UsageError(f"--contexts {self.contexts} is out of range", hint=f"between 16 and {_MOST_CONTEXTS}")
+        if self.retain_ns < 0:
+            raise UsageError("--retain cannot be negative")
+        if "." in os.path.basename(self.pin_dir):
+            raise UsageError(f"--pin-dir {self.pin_dir}: bpffs allows no dot in a name")
+        if len(os.fsencode(os.path.join(self.state_dir, "agent.sock"))) > _SOCKET_PATH_BYTES:
+            raise UsageError(
+                f"--state-dir {self.state_dir} is too long: the path of a Unix socket has at most {_SOCKET_PATH_BYTES} bytes",
+                hint="name a directory with a shorter path",
+            )
+
+
+def parse_listen(text: str) -> tuple[str, int]:
+    """Parse ``127.0.0.1:10417``, ``[::1]:0``, ``localhost:8080`` or ``:10417`` (all addresses, host is "").
+
+    Raises:
+        UsageError: it is not an address with a port.
+    """
+    hint = "an address and a port, such as 127.0.0.1:10417, [::1]:10417, or :10417 for all addresses"
+    host, colon, port = text.strip().rpartition(":")
+    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise UsageError(f"--listen {text!r} is not an address with a port", hint=hint)
+    if host.startswith("[") and host.endswith("]"):
+        return host[1:-1], int(port)
+    if ":" in host:
+        raise UsageError(f"--listen {text!r}: an IPv6 address stands in brackets", hint=hint)
+    return host, int(port)
+
+
+def default_cache_dir() -> str:
+    """Return where compiled BPF objects are kept: /var/cache/nsagent for root, else below the user's cache directory."""
+    if os.geteuid() == 0:
+        return "/var/cache/nsagent"
+    return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "nsagent")
+
+
+def read_file(path: str, known: frozenset[str]) -> dict[str, Any]:
+    """Read a TOML file whose keys are `known` flags without dashes in front; the values are not checked yet.
+
+    Raises:
+        AccessError: it cannot be read.
+        ParseError: it is not TOML.
+        UsageError: a key is no flag of the agent.
+    """
+    try:
+        with open(path, "rb") as file:
+            found = tomllib.load(file)
+    except OSError as error:
+        raise AccessError(f"cannot read {path}: {error.strerror}", hint="name the file that --config should read") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ParseError(f"not TOML: {error}", path=path) from error
+    for key, value in found.items():
+        if key not in known:
+            raise UsageError(f"{path}: no setting is called {key!r}", hint=f"there are {', '.join(sorted(known))}")
+        if not isinstance(value, str | int | float | bool):
+            raise UsageError(f"{path}: {key} is neither text, number nor true or false")
+    return found

@@ -1,0 +1,1 @@
+"""The catalogue of metric families and the writer of the exposition formats."""

@@ -1,0 +1,124 @@
+"""Families of the agent itself. Those of its process (process_*, python_*) are prometheus_client's own, see `encode`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from nsagent.metrics.family import Each, Family, Number, Scope
+from nsagent.sample import NodeSample
+
+SCRAPE_SAMPLES: Final = "nsagent_scrape_samples"
+BUILD: Final = ("version", "python", "bcc", "libbpf", "kernel")
+MODE: Final = ("cgroup", "bpf", "accounting", "psi", "delayacct")
+
+
+def _build(sample: NodeSample) -> Each:
+    yield tuple(sample.facts.build.get(label, "") for label in BUILD), 1
+
+
+def _mode(sample: NodeSample) -> Each:
+    yield tuple(sample.facts.mode.get(label, "") for label in MODE), 1
+
+
+def _available(sample: NodeSample) -> Each:
+    for feature, reason in sample.facts.features.items():
+        yield (feature,), int(reason is None)
+
+
+def _unavailable(sample: NodeSample) -> Each:
+    for feature, reason in sample.facts.features.items():
+        if reason is not None:
+            yield (feature, reason), 1
+
+
+def _success(sample: NodeSample) -> Each:
+    return (((name,), int(outcome.success)) for name, outcome in sample.collectors.items())
+
+
+def _duration(sample: NodeSample) -> Each:
+    return (((name,), outcome.seconds) for name, outcome in sample.collectors.items())
+
+
+def _maps(number: Callable[[tuple[Number, Number, Number]], Number]) -> Callable[[NodeSample], Each]:
+    return lambda sample: (((name,), number(figures)) for name, *rest in sample.maps for figures in [(rest[0], rest[1], rest[2])])
+
+
+def _family(name: str, help_: str, source: str, labels: tuple[str, ...], each: Callable[[NodeSample], Each]) -> Family:
+    return Family(name, "info" if name.endswith("_info") else "gauge", Scope.NODE, help_, source, labels, each=each)
+
+
+FAMILIES: Final[tuple[Family, ...]] = (
+    _family(
+        "nsagent_build_info",
+        "The agent, what it runs on, and the compiler of its BPF programs (bcc); libbpf is empty: programs are loaded by bpf(2).",
+        "the agent; uname(2)",
+        BUILD,
+        _build,
+    ),
+    _family(
+        "nsagent_mode_info",
+        "How this node is accounted: its cgroup layout; whether BPF is loaded; exact (BPF) or approximate (/proc) usage; whether "
+        "the kernel keeps pressure (psi) and IO delays (delayacct).",
+        "/proc/self/mountinfo, /proc/pressure, /proc/sys/kernel/task_delayacct",
+        MODE,
+        _mode,
+    ),
+    _family(
+        "nsagent_feature_available",
+        "1 where this host has the feature, 0 where what needs it is absent or approximate.",
+        "the kernel's BTF; what bpf(2) and the cgroup files answered",
+        ("feature",),
+        _available,
+    ),
+    _family(
+        "nsagent_feature_info",
+        "Why a feature is not available; nsagent doctor has the remedy.",
+        "the kernel's BTF; what bpf(2) and the cgroup files answered",
+        ("feature", "reason"),
+        _unavailable,
+    ),
+    _family(
+        "nsagent_collector_success",
+        "1 where the collector could read in this scrape; with 0 its families are absent from it.",
+        "the agent",
+        ("collector",),
+        _success,
+    ),
+    _family(
+        "nsagent_collector_duration_seconds",
+        "How long the collector took in this scrape.",
+        "the agent, CLOCK_MONOTONIC",
+        ("collector",),
+        _duration,
+    ),
+    _family(
+        "nsagent_bpf_map_entries",
+        "Elements in a BPF map; absent for maps that cannot be counted (arrays, queues, storage, the ring buffer).",
+        "bpf(2) BPF_MAP_LOOKUP_BATCH",
+        ("map",),
+        _maps(lambda figures: figures[0]),
+    ),
+    _family(
+        "nsagent_bpf_map_max_entries",
+        "Room in a BPF map, in elements (in bytes for the ring buffer); absent for storage, which has no limit.",
+        "bpf(2) BPF_OBJ_GET_INFO_BY_FD",
+        ("map",),
+        _maps(lambda figures: figures[1] or None),
+    ),
+    _family(
+        "nsagent_bpf_map_memory_bytes",
+        "Kernel memory of a BPF map.",
+        "/proc/self/fdinfo memlock",
+        ("map",),
+        _maps(lambda figures: figures[2]),
+    ),
+    Family(
+        SCRAPE_SAMPLES,
+        "gauge",
+        Scope.NODE,
+        "Samples in this exposition, this one included.",
+        "the agent",
+        parts=(((), lambda _: None),),  # the encoder counts
+    ),
+)

@@ -1,0 +1,62 @@
+"""What a row of the catalogue is. The tables are in cgroup, namespace, syscalls and agent; `catalogue` has them together."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+Number = int | float | None  # None: not reported, so no series
+Each = Iterable[tuple[tuple[str, ...], Number]]
+
+NS_PER_S: Final = 10**9
+
+
+class Scope(enum.Enum):
+    """What a family has one series (or some) of."""
+
+    CGROUP = "cgroup"  # of a CgroupStats: the kernel's own files
+    CGROUP_USAGE = "cgroup usage"  # of a Usage: what its tasks used, summed up the tree
+    NAMESPACE = "namespace"  # of a Usage
+    NODE = "node"  # of the whole NodeSample
+
+
+SCOPE_LABELS: Final[dict[Scope, tuple[str, ...]]] = {
+    Scope.CGROUP: ("cgroup",),
+    Scope.CGROUP_USAGE: ("cgroup",),
+    Scope.NAMESPACE: ("kind", "inum", "id"),
+    Scope.NODE: (),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One row: all of a family but its numbers.
+
+    `parts` has the values of `labels` and where in the scope's thing the number stands: a function, or the name of a field
+    of Usage (left out where the source lacks it). Instead of parts a family can have `each`, which yields label values and
+    numbers. A number in ns (`scale` NS_PER_S) is written in seconds. `final` gauges are kept with what has ended.
+    """
+
+    name: str
+    type: Literal["counter", "gauge", "info"]
+    scope: Scope
+    help: str
+    source: str
+    labels: tuple[str, ...] = ()
+    parts: tuple[tuple[tuple[str, ...], Callable[[Any], Number] | str], ...] = ()
+    each: Callable[[Any], Each] | None = None
+    scale: int = 1
+    final: bool = False
+
+    @property
+    def all_labels(self) -> tuple[str, ...]:
+        """The labels in the order they are written."""
+        return (*SCOPE_LABELS[self.scope], *self.labels)
+
+    @property
+    def unit(self) -> str:
+        """The unit, as the name has it at its end; empty for a plain number."""
+        word = self.name.removesuffix("_total").rsplit("_", 1)[-1]
+        return word if word in {"seconds", "bytes", "cores"} else ""

@@ -1,0 +1,182 @@
+"""Families of namespaces. A process counts in its own (innermost) namespace of each kind, so one kind's series add up.
+
+What a namespace's tasks used is settled from the tasks' own counters, see bpf/common.h; without BPF it is sampled from
+/proc and approximate, as `nsagent_mode_info` says.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Final
+
+from nsagent.metrics.family import NS_PER_S, Each, Family, Scope
+from nsagent.namespaces import KINDS
+from nsagent.sample import NodeSample
+
+_NS: Final = Scope.NAMESPACE
+
+
+def _count(sample: NodeSample) -> Each:
+    if not sample.has_usage:
+        return
+    found = Counter(namespace.kind for namespace, usage in sample.namespaces.items() if usage.threads)
+    for kind in KINDS:
+        if kind in found:  # a kernel without time namespaces has no row of that kind
+            yield (kind,), found[kind]
+
+
+def _seconds(name: str, help_: str, source: str, value: str) -> Family:
+    return Family(f"nsagent_namespace_{name}", "counter", _NS, help_, source, parts=(((), value),), scale=NS_PER_S)
+
+
+def _split(name: str, label: str, help_: str, source: str, *, gauge: bool = False, **values: str) -> Family:
+    return Family(
+        f"nsagent_namespace_{name}",
+        "gauge" if gauge else "counter",
+        _NS,
+        help_,
+        source,
+        (label,),
+        tuple(((value,), field) for value, field in values.items()),
+    )
+
+
+def _plain(name: str, help_: str, source: str, value: str, *, gauge: bool = False) -> Family:
+    return Family(f"nsagent_namespace_{name}", "gauge" if gauge else "counter", _NS, help_, source, parts=(((), value),))
+
+
+FAMILIES: Final[tuple[Family, ...]] = (
+    _seconds(
+        "cpu_seconds_total",
+        "CPU time the tasks of the namespace used while they were in it, from the scheduler's own count.",
+        "BPF: task_struct se.sum_exec_runtime; /proc: stat utime + stime",
+        "cpu_ns",
+    ),
+    Family(
+        "nsagent_namespace_cpu_mode_seconds_total",
+        "counter",
+        _NS,
+        "CPU time by mode, as the timer tick or context tracking splits it: their sum may differ from cpu_seconds.",
+        "BPF: task_struct utime, stime; /proc: stat",
+        ("mode",),
+        ((("user",), "user_ns"), (("system",), "system_ns")),
+        scale=NS_PER_S,
+    ),
+    _seconds(
+        "run_queue_seconds_total",
+        "Time tasks were runnable and waited for a CPU.",
+        "BPF: sched_info.run_delay; /proc: schedstat. Needs CONFIG_SCHED_INFO",
+        "run_queue_ns",
+    ),
+    _seconds(
+        "io_delay_seconds_total",
+        "Time tasks waited for block IO to complete; absent unless the kernel accounts it (sysctl kernel.task_delayacct=1).",
+        "BPF: delays.blkio_delay; /proc: stat delayacct_blkio_ticks",
+        "io_delay_ns",
+    ),
+    _split(
+        "memory_rss_bytes",
+        "type",
+        "Resident memory of the processes in the namespace, each address space once; pages that several map count in each.",
+        "BPF: mm_struct rss_stat; /proc: status RssAnon, RssFile, RssShmem",
+        gauge=True,
+        anon="rss_anon_bytes",
+        file="rss_file_bytes",
+        shmem="rss_shmem_bytes",
+    ),
+    _plain(
+        "memory_swap_bytes",
+        "Anonymous memory of the processes in the namespace that is swapped out.",
+        "BPF: mm_struct rss_stat; /proc: status VmSwap",
+        "swap_bytes",
+        gauge=True,
+    ),
+    _plain(
+        "memory_pagetables_bytes",
+        "Page tables of the processes in the namespace.",
+        "BPF: mm_struct pgtables_bytes; /proc: status VmPTE",
+        "pagetables_bytes",
+        gauge=True,
+    ),
+    _split(
+        "storage_bytes_total",
+        "operation",
+        "Bytes that tasks caused to be read from or written to storage; writes are charged when a page is dirtied.",
+        "BPF: task_struct ioac.read_bytes, write_bytes; /proc: io. Needs CONFIG_TASK_IO_ACCOUNTING",
+        read="read_bytes",
+        write="write_bytes",
+    ),
+    _plain(
+        "cancelled_write_bytes_total",
+        "Bytes counted as written that never reached storage, because the dirty pages were dropped (a truncated file).",
+        "BPF: task_struct ioac.cancelled_write_bytes; /proc: io",
+        "cancelled_write_bytes",
+    ),
+    _split(
+        "io_chars_total",
+        "operation",
+        "Bytes passed through read and write calls, whatever was behind the descriptor (cache, pipe, terminal).",
+        "BPF: task_struct ioac.rchar, wchar; /proc: io. Needs CONFIG_TASK_XACCT",
+        read="read_chars",
+        write="write_chars",
+    ),
+    _split(
+        "io_syscalls_total",
+        "operation",
+        "Read and write calls.",
+        "BPF: task_struct ioac.syscr, syscw; /proc: io. Needs CONFIG_TASK_XACCT",
+        read="read_syscalls",
+        write="write_syscalls",
+    ),
+    _split(
+        "page_faults_total",
+        "type",
+        "Page faults: minor ones needed no IO, major ones did.",
+        "BPF: task_struct min_flt, maj_flt; /proc: stat",
+        minor="minor_faults",
+        major="major_faults",
+    ),
+    _split(
+        "context_switches_total",
+        "type",
+        "Context switches: voluntary ones by tasks that had to wait, involuntary ones of tasks that could have gone on.",
+        "BPF: task_struct nvcsw, nivcsw; /proc: status",
+        voluntary="voluntary_switches",
+        involuntary="involuntary_switches",
+    ),
+    _plain("processes", "Processes in the namespace, zombies included.", "BPF: bpf_iter/task; /proc", "processes", gauge=True),
+    _split(
+        "threads",
+        "state",
+        "Threads in the namespace, by state.",
+        "BPF: task_struct __state, exit_state; /proc: stat",
+        gauge=True,
+        running="running",
+        sleeping="sleeping",
+        disk_sleep="disk_sleep",
+        stopped="stopped",
+        zombie="zombie",
+        idle="idle",
+    ),
+    _plain(
+        "processes_created_total",
+        "Processes born in the namespace: each fork, vfork and clone that made one, however short it lived.",
+        "BPF: tp_btf task_newtask; without BPF absent",
+        "processes_created",
+    ),
+    _plain(
+        "processes_exited_total",
+        "Processes that ended in the namespace.",
+        "BPF: tp_btf sched_process_exit; without BPF absent",
+        "processes_exited",
+    ),
+    Family(
+        "nsagent_namespaces",
+        "gauge",
+        Scope.NODE,
+        "Namespaces of a kind that have at least one task; those that only a mount or a descriptor keeps are not in it.",
+        "BPF: bpf_iter/task; /proc: PID/ns",
+        ("kind",),
+        each=_count,
+    ),
+)

@@ -1,0 +1,290 @@
+"""One coherent reading of the node: `Sampler.read` takes it, `NodeSample` is it, frozen.
+
+What the kernel does not report is absent here, never 0. What ended keeps its last totals for a while, apart from what lives,
+so that the next scrape sees them. A collector that fails leaves its part out and says so; the others go on.
+"""
+
+from __future__ import annotations
+
+import logging
+import posixpath
+import threading
+import time
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Generic, NamedTuple, Protocol, TypeVar
+
+from nsagent.cgroups.stats import CgroupStats
+from nsagent.errors import NsagentError
+from nsagent.events import SyscallCounts
+from nsagent.namespaces import NamespaceId
+from nsagent.usage import NodeUsage, Usage, UsageSource, total
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
+
+
+class Outcome(NamedTuple):
+    """How one collector fared."""
+
+    success: bool
+    seconds: float
+
+
+class MapFigures(NamedTuple):
+    """A BPF map: elements (None: not countable), room, bytes of kernel memory (None: the kernel does not say)."""
+
+    name: str
+    entries: int | None
+    max_entries: int
+    memory_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What does not change while the agent runs. `features`: None where available, else the reason why not."""
+
+    build: Mapping[str, str] = field(default_factory=dict)
+    mode: Mapping[str, str] = field(default_factory=dict)
+    features: Mapping[str, str | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSample:
+    """A node at one moment. cgroups are by path; `cgroup_usage` includes descendants. `missing` names fields of Usage that
+    mean nothing here, `has_usage` is False where usage could not be read in this sample, `time_ns` is CLOCK_REALTIME."""
+
+    time_ns: int
+    facts: Facts
+    cgroups: Mapping[str, CgroupStats] = field(default_factory=dict)
+    cgroups_ended: Mapping[str, CgroupStats] = field(default_factory=dict)
+    cgroup_usage: Mapping[str, Usage] = field(default_factory=dict)
+    cgroup_usage_ended: Mapping[str, Usage] = field(default_factory=dict)
+    namespaces: Mapping[NamespaceId, Usage] = field(default_factory=dict)
+    namespaces_ended: Mapping[NamespaceId, Usage] = field(default_factory=dict)
+    has_usage: bool = False
+    missing: frozenset[str] = frozenset()
+    syscalls: SyscallCounts | None = None
+    maps: tuple[MapFigures, ...] = ()
+    collectors: Mapping[str, Outcome] = field(default_factory=dict)
+
+
+class CgroupSource(Protocol):
+    """The cgroups of the node and what the kernel's files say of each."""
+
+    def read(self) -> dict[str, CgroupStats]:
+        """Look which cgroups there are, and read them, by path."""
+        ...
+
+    def accounting_ids(self) -> dict[str, int]:
+        """Return the ids of the cgroups, as of the last `read`, in the hierarchy whose cgroups are charged, by path."""
+        ...
+
+
+class Shared(Generic[T]):
+    """Makes one thing at a time. Who asks while it is being made waits, and shares the next with all who wait.
+
+    So no caller gets what was begun before it asked, and any number of callers cost two at most.
+    """
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._changed = threading.Condition()
+        self._running = False
+        self._begun = self._done = 0
+        self._result: T | BaseException
+
+    def get(self) -> T:
+        """Return a thing made after this call began. Raises what making it raised."""
+        with self._changed:
+            wanted = self._begun + 1
+            while self._running and self._done < wanted:
+                self._changed.wait()
+            if self._done < wanted:
+                self._running = True
+                self._begun += 1
+        if self._done < wanted:
+            self._run()
+        with self._changed:
+            result = self._result
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+    def _run(self) -> None:
+        result: T | BaseException
+        try:
+            result = self._make()
+        except BaseException as error:
+            result = error
+        with self._changed:
+            self._result = result
+            self._done = self._begun
+            self._running = False
+            self._changed.notify_all()
+
+
+class Retained(Generic[K, T]):
+    """Keeps the last value of what ended for `retain_ns`."""
+
+    def __init__(self, retain_ns: int, alive: Callable[[T], bool] = lambda _: True) -> None:
+        self._retain_ns = retain_ns
+        self._alive = alive
+        self._seen: dict[K, tuple[int, T]] = {}  # when it last lived or changed, and what it was
+
+    def update(self, current: Mapping[K, T], now_ns: int) -> tuple[dict[K, T], dict[K, T]]:
+        """Return what lives, and what ended at most `retain_ns` ago. What lives again under its key has not ended."""
+        seen, live = self._seen, {}
+        for key, value in current.items():
+            if self._alive(value):
+                live[key] = value
+                seen[key] = (now_ns, value)
+            elif key not in seen or seen[key][1] != value:
+                seen[key] = (now_ns, value)
+        oldest = now_ns - self._retain_ns
+        for key in [key for key, (when, _) in seen.items() if when < oldest and key not in current]:
+            del seen[key]
+        return live, {key: value for key, (when, value) in seen.items() if when >= oldest and key not in live}
+
+
+class Ancestry:
+    """Under which cgroup each accounting cgroup is or was: a total must not fall because a descendant is gone."""
+
+    def __init__(self) -> None:
+        self._alive: dict[str, int] = {}
+        self._root = 0
+        self._known: dict[int, tuple[str, int]] = {}  # id: path, id of the parent
+
+    def learn(self, alive: dict[str, int]) -> None:
+        """Take note of the cgroups that exist now: their ids by path."""
+        self._alive = alive
+        self._root = alive[min(alive, key=len)] if alive else 0
+        for path, cgroup in alive.items():
+            if cgroup not in self._known:
+                self._known[cgroup] = (path, alive.get(posixpath.dirname(path), self._root))
+
+    def successor(self, cgroup: int) -> int:
+        """Return who inherits the usage of `cgroup`: itself while it exists, else its nearest living ancestor."""
+        while cgroup in self._known:
+            path, parent = self._known[cgroup]
+            if self._alive.get(path) == cgroup:
+                return cgroup
+            cgroup = parent
+        return self._root or cgroup
+
+    def sum_up(self, flat: Mapping[int, Usage]) -> tuple[dict[str, Usage], dict[str, Usage]]:
+        """Sum usage up the tree. Return it by path for the cgroups that exist, and for those that are gone.
+
+        A cgroup that came and went unseen is the root's. One that is gone counts for its ancestors of then, and never for
+        a new one under the same path.
+        """
+        totals = dict(flat)
+        levels: dict[int, set[int]] = {}
+        for cgroup in totals:
+            levels.setdefault(self._depth(cgroup), set()).add(cgroup)
+        for depth in range(max(levels, default=0), 0, -1):
+            for cgroup in levels.get(depth, ()):
+                parent = self._parent(cgroup)
+                totals[parent] = total([totals[parent], totals[cgroup]]) if parent in totals else totals[cgroup]
+                levels.setdefault(self._depth(parent), set()).add(parent)
+        self._forget(totals)
+        live = {path: totals.get(cgroup, Usage()) for path, cgroup in self._alive.items()}
+        gone = {self._known[c][0]: used for c, used in sorted(totals.items()) if c in self._known}
+        return live, {path: used for path, used in gone.items() if path not in live}
+
+    def _depth(self, cgroup: int) -> int:
+        if cgroup == self._root:
+            return 0
+        return max(1, self._known[cgroup][0].count("/")) if cgroup in self._known else 1
+
+    def _parent(self, cgroup: int) -> int:
+        parent = self._known[cgroup][1] if cgroup in self._known else self._root
+        return parent if parent in self._known else self._root
+
+    def _forget(self, used: Mapping[int, Usage]) -> None:
+        wanted = used.keys() | set(self._alive.values())
+        self._known = {cgroup: place for cgroup, place in self._known.items() if cgroup in wanted}
+
+
+class Sampler:
+    """Takes samples: one at a time, shared by those who wait. All but `facts` is given once; None: this node has it not."""
+
+    def __init__(
+        self,
+        *,
+        retain_ns: int,
+        ancestry: Ancestry,
+        cgroups: CgroupSource | None = None,
+        usage: UsageSource | None = None,
+        counts: Callable[[], SyscallCounts] | None = None,
+        maps: Callable[[], tuple[MapFigures, ...]] | None = None,
+    ) -> None:
+        self.facts = Facts()
+        self._cgroup_source = cgroups
+        self._usage_source = usage
+        self._read_counts = counts
+        self._read_maps = maps
+        self._ancestry = ancestry
+        self._cgroups: Retained[str, CgroupStats] = Retained(retain_ns)
+        self._cgroup_usage: Retained[str, Usage] = Retained(retain_ns)
+        self._namespaces: Retained[NamespaceId, Usage] = Retained(retain_ns, lambda usage: usage.threads > 0)
+        self._outcomes: dict[str, Outcome] = {}
+        self._failures: set[str] = set()
+        self._shared = Shared(self._take)
+
+    def read(self) -> NodeSample:
+        """Return a sample that was begun after this call. Safe from any thread."""
+        return self._shared.get()
+
+    def _take(self) -> NodeSample:
+        self._outcomes = {}
+        source = self._cgroup_source
+        stats = self._collect("cgroups", source.read) if source else None
+        if source and stats is not None:
+            self._ancestry.learn(source.accounting_ids())
+        usage = self._collect("usage", self._usage_source.read) if self._usage_source else None
+        counts = self._collect("syscalls", self._read_counts) if self._read_counts else None
+        maps = self._collect("bpf_maps", self._read_maps) if self._read_maps else None
+        now = time.monotonic_ns()
+        cgroups, cgroups_ended = ({}, {}) if stats is None else self._cgroups.update(stats, now)
+        used, used_ended, namespaces, namespaces_ended = self._group(usage, now)
+        return NodeSample(
+            time_ns=time.time_ns(),
+            facts=self.facts,
+            cgroups=cgroups,
+            cgroups_ended=cgroups_ended,
+            cgroup_usage=used,
+            cgroup_usage_ended=used_ended,
+            namespaces=namespaces,
+            namespaces_ended=namespaces_ended,
+            has_usage=usage is not None,
+            missing=usage.missing if usage else frozenset(),
+            syscalls=counts,
+            maps=maps or (),
+            collectors=self._outcomes,
+        )
+
+    def _group(
+        self, usage: NodeUsage | None, now: int
+    ) -> tuple[dict[str, Usage], dict[str, Usage], dict[NamespaceId, Usage], dict[NamespaceId, Usage]]:
+        if usage is None:
+            return {}, {}, {}, {}
+        live, gone = self._ancestry.sum_up(usage.cgroups)
+        used, ended = self._cgroup_usage.update(live, now)
+        return used, {path: gone.get(path, last) for path, last in ended.items()}, *self._namespaces.update(usage.namespaces, now)
+
+    def _collect(self, name: str, read: Callable[[], T]) -> T | None:
+        """Run one collector; a failure is logged once a cause."""
+        start = time.perf_counter()
+        result, failure = None, ""
+        try:
+            result = read()
+        except (NsagentError, OSError) as error:
+            failure = f"event=collector_failed collector={name} reason={error}"
+        self._outcomes[name] = Outcome(not failure, time.perf_counter() - start)
+        if failure and failure not in self._failures:
+            self._failures.add(failure)
+            log.warning("%s", failure)
+        return result
