@@ -4,7 +4,7 @@
  * The tp_btf arguments are trusted task pointers, so task storage works on them, at exit and at free too; the arguments of
  * a raw tracepoint would be refused. Source of each hook's arguments: include/trace/events/{task,sched,cgroup}.h.
  */
-#include "common.h"
+#include "event.h"
 
 int on_birth(u64 *ctx)
 {
@@ -30,11 +30,10 @@ int on_birth(u64 *ctx)
 	u64 child = (u32)task->pid;
 	parent->flags = flags;
 	struct nsagent_row *from = row_at(parent->row);
-	if (from && parent->row && parent->row != index && !same_namespaces(from->context.ns, row->context.ns)) {
+	u64 changed = from && parent->row && parent->row != index ? differences(from->context.ns, row->context.ns) : 0;
+	if (changed)
 		map_update(CHILDREN, &child, &row->context, 0);
-		child |= 1ULL << 32;
-	}
-	parent->child = child;
+	parent->child = changed << 32 | child;
 	return 0;
 }
 
@@ -54,7 +53,9 @@ int on_exit(u64 *ctx)
 	struct nsagent_task *mine = storage_of(task);
 	if (!mine)
 		return 0;
-	struct nsagent_row *row = row_at(settle(task, mine, AT_EXIT));
+	u64 was = mine->row, now = settle(task, mine, AT_EXIT);
+	note_unseen(task, mine, was, now);
+	struct nsagent_row *row = row_at(now);
 #ifdef HAVE_exit_group_dead /* Since commit with the argument in include/trace/events/sched.h (in v6.16) */
 	int last = (u8)ctx[1];
 #else
@@ -241,7 +242,9 @@ int on_pass(u64 *ctx)
 	struct memory memory = {};
 	read_memory(task, &memory);
 	count(NSAGENT_STAT_PASSES);
-	struct nsagent_row *row = row_at(settle(task, mine, AT_PASS));
+	u64 was = mine->row, now = settle(task, mine, AT_PASS);
+	note_unseen(task, mine, was, now);
+	struct nsagent_row *row = row_at(now);
 	if (!row)
 		return 0;
 	u64 epoch = configured(NSAGENT_CONFIG_EPOCH);

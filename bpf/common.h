@@ -35,6 +35,7 @@ enum nsagent_map {
 	NSAGENT_MAP_CHILDREN,
 	NSAGENT_MAP_CPU_OFFSETS,
 	NSAGENT_MAP_HERE,
+	NSAGENT_MAP_RATES,
 };
 #define TASKS MAP(NSAGENT_MAP_TASKS)
 #define IDS MAP(NSAGENT_MAP_IDS)
@@ -49,12 +50,12 @@ enum nsagent_map {
 #define CHILDREN MAP(NSAGENT_MAP_CHILDREN)
 #define CPU_OFFSETS MAP(NSAGENT_MAP_CPU_OFFSETS)
 #define HERE MAP(NSAGENT_MAP_HERE)
+#define RATES MAP(NSAGENT_MAP_RATES)
 
 /* include/uapi/linux/bpf.h, enum bpf_func_id */
 static void *(*map_lookup)(void *map, const void *key) = (void *)1;
 static long (*map_update)(void *map, const void *key, const void *value, u64 flags) = (void *)2;
 static long (*map_delete)(void *map, const void *key) = (void *)3;
-static u64 (*current_uid_gid)(void) = (void *)15;
 static long (*map_push)(void *map, const void *value, u64 flags) = (void *)87;
 static long (*map_pop)(void *map, void *value) = (void *)88;
 static long (*read_kernel)(void *to, u32 size, const void *from) = (void *)113;
@@ -65,10 +66,18 @@ static void (*ring_submit)(void *record, u64 flags) = (void *)132;
 static void *(*task_storage)(void *map, struct task_struct *task, void *value, u64 flags) = (void *)156;
 static struct task_struct *(*current_task)(void) = (void *)158;
 
-#define NOEXIST 1	/* BPF_NOEXIST */
+#define NOEXIST 1	 /* BPF_NOEXIST */
 #define STORAGE_CREATE 1 /* BPF_LOCAL_STORAGE_GET_F_CREATE */
 
 enum settle_at { AT_BIRTH, AT_PASS, AT_EXEC, AT_MOVE, AT_CALL, AT_EXIT, AT_FREE };
+
+/* Have the verifier forget what it knows of a number: paths that differ by nothing else become one. */
+INLINE u64 forget(u64 number)
+{
+	u64 forgotten;
+	read_kernel(&forgotten, sizeof(forgotten), &number);
+	return forgotten;
+}
 
 INLINE u64 *config(u32 element)
 {
@@ -201,8 +210,9 @@ INLINE int read_pid_namespace(struct task_struct *task, struct nsagent_context *
 		return 0;
 	read_kernel(&level, sizeof(level), (void *)(pid + OFFSET(struct pid, level)));
 	level &= 31; /* MAX_PID_NS_LEVEL is 32 */
-	read_kernel(&ns, sizeof(ns),
-		    (void *)(pid + OFFSET(struct pid, numbers) + level * sizeof(struct upid) + OFFSET(struct upid, ns)));
+	read_kernel(
+		&ns, sizeof(ns),
+		(void *)(pid + OFFSET(struct pid, numbers) + level * sizeof(struct upid) + OFFSET(struct upid, ns)));
 	if (!ns || read_kernel(&inum, sizeof(inum), (void *)(ns + OFFSET(struct pid_namespace, ns.inum))))
 		return 0;
 #ifdef HAVE_ns_common_ns_id
@@ -218,17 +228,10 @@ INLINE int read_pid_namespace(struct task_struct *task, struct nsagent_context *
 /* Whether two contexts are the same; the pid namespace of one task always is. */
 INLINE int same(struct nsagent_context *a, struct nsagent_context *b)
 {
-	return a->cgroup == b->cgroup && a->ns[NSAGENT_MNT] == b->ns[NSAGENT_MNT] && a->ns[NSAGENT_NET] == b->ns[NSAGENT_NET] &&
-	       a->ns[NSAGENT_UTS] == b->ns[NSAGENT_UTS] && a->ns[NSAGENT_IPC] == b->ns[NSAGENT_IPC] &&
-	       a->ns[NSAGENT_USER] == b->ns[NSAGENT_USER] && a->ns[NSAGENT_CGROUP] == b->ns[NSAGENT_CGROUP] &&
-	       a->ns[NSAGENT_TIME] == b->ns[NSAGENT_TIME];
-}
-
-INLINE int same_namespaces(u64 *a, u64 *b)
-{
-	return a[NSAGENT_CGROUP] == b[NSAGENT_CGROUP] && a[NSAGENT_IPC] == b[NSAGENT_IPC] && a[NSAGENT_MNT] == b[NSAGENT_MNT] &&
-	       a[NSAGENT_NET] == b[NSAGENT_NET] && a[NSAGENT_PID] == b[NSAGENT_PID] && a[NSAGENT_TIME] == b[NSAGENT_TIME] &&
-	       a[NSAGENT_USER] == b[NSAGENT_USER] && a[NSAGENT_UTS] == b[NSAGENT_UTS];
+	return a->cgroup == b->cgroup && a->ns[NSAGENT_MNT] == b->ns[NSAGENT_MNT] &&
+	       a->ns[NSAGENT_NET] == b->ns[NSAGENT_NET] && a->ns[NSAGENT_UTS] == b->ns[NSAGENT_UTS] &&
+	       a->ns[NSAGENT_IPC] == b->ns[NSAGENT_IPC] && a->ns[NSAGENT_USER] == b->ns[NSAGENT_USER] &&
+	       a->ns[NSAGENT_CGROUP] == b->ns[NSAGENT_CGROUP] && a->ns[NSAGENT_TIME] == b->ns[NSAGENT_TIME];
 }
 
 /*
@@ -360,7 +363,8 @@ INLINE u64 settle(struct task_struct *task, struct nsagent_task *mine, enum sett
 	}
 	if (mine->state != 2) {
 		if (__sync_val_compare_and_swap(&mine->state, 0, 1))
-			return known ? now : was; /* another CPU is at it: what the task has used comes with the next settle */
+			return known ? now
+				     : was; /* another CPU is at it: what the task has used comes with the next settle */
 		__sync_val_compare_and_swap(&mine->row, 0, now);
 		if (at == AT_BIRTH) {
 			/* its past is empty */
@@ -380,7 +384,7 @@ INLINE u64 settle(struct task_struct *task, struct nsagent_task *mine, enum sett
 	EACH_COUNTER(TAKE, task)
 	if (known && was != now)
 		__sync_val_compare_and_swap(&mine->row, was, now);
-	return known ? now : was;
+	return forget(known ? now : was);
 }
 
 #endif

@@ -86,7 +86,8 @@ struct nsagent_task {
 	unsigned long long before; /* row at entry */
 	unsigned long long pid_for_children;
 	unsigned long long time_for_children;
-	unsigned long long child; /* host pid of the child just made; bit 32: it differs from its parent */
+	unsigned long long
+		child; /* host pid of the child just made; << 32: CLONE_NEW* flags of what differs from its parent */
 };
 
 /* Elements of the map `config`, written by user space but for NEXT_ROW. */
@@ -99,18 +100,25 @@ enum nsagent_config {
 	NSAGENT_CONFIG_TRACE,	 /* system calls are traced */
 	NSAGENT_CONFIG_CPUS,	 /* how many elements of `cpu_offsets` are valid; 0: per-CPU parts cannot be read */
 	NSAGENT_CONFIG_PAGE,	 /* bytes of a page */
+	/* Filters on events, 0 for none; counters count all the same. */
+	NSAGENT_CONFIG_KINDS,  /* CLONE_NEW* flags: asked for or changed */
+	NSAGENT_CONFIG_FAILED, /* failures alone */
+	NSAGENT_CONFIG_PID,    /* this process and those below it */
+	NSAGENT_CONFIG_CGROUP, /* this accounting cgroup and those below it */
+	NSAGENT_CONFIG_RATE,   /* events a second from one cgroup at most */
 	NSAGENT_CONFIGS,
 };
 
 /* Elements of the map `stats`: what the programs did and what went wrong. */
 enum nsagent_stat {
-	NSAGENT_STAT_ROWS_FULL,	  /* contexts that found no row */
-	NSAGENT_STAT_NO_STORAGE,  /* settles that got no task storage */
-	NSAGENT_STAT_EVENTS,	  /* events written */
-	NSAGENT_STAT_EVENTS_LOST, /* events that found the ring buffer full */
-	NSAGENT_STAT_PASSES,	  /* tasks visited by passes */
-	NSAGENT_STAT_UNSEEN,	  /* changes no traced call explains */
-	NSAGENT_STAT_LATE,	  /* tasks met by another hook before their birth was told */
+	NSAGENT_STAT_ROWS_FULL,	     /* contexts that found no row */
+	NSAGENT_STAT_NO_STORAGE,     /* settles that got no task storage */
+	NSAGENT_STAT_EVENTS,	     /* events written */
+	NSAGENT_STAT_EVENTS_LOST,    /* events that found the ring buffer full */
+	NSAGENT_STAT_EVENTS_LIMITED, /* events that exceeded the rate of their cgroup */
+	NSAGENT_STAT_PASSES,	     /* tasks visited by passes */
+	NSAGENT_STAT_UNSEEN,	     /* changes no traced call explains */
+	NSAGENT_STAT_LATE,	     /* tasks met by another hook before their birth was told */
 	NSAGENT_STATS,
 };
 
@@ -127,6 +135,9 @@ enum nsagent_syscall {
 /* Results of a call: 0 ok, 1..254 an errno, 255 any larger one. */
 #define NSAGENT_RESULTS 256
 
+#define NSAGENT_ANCESTORS 4
+#define NSAGENT_ARGUMENTS_BYTES 128
+
 /* An event of the ring buffer `events`. In `before` and `after` the pid and time entries are those for children. */
 struct nsagent_event {
 	unsigned long long time_ns; /* CLOCK_BOOTTIME, at the end of the call */
@@ -136,15 +147,24 @@ struct nsagent_event {
 	unsigned long long cgroup; /* accounting cgroup id */
 	unsigned long long before[NSAGENT_KINDS];
 	unsigned long long after[NSAGENT_KINDS];
-	unsigned long long target; /* setns: namespace behind the descriptor, 0 unknown */
+	unsigned long long target;   /* setns: namespace behind the descriptor, 0 unknown */
 	unsigned long long argument; /* setns: the descriptor */
-	unsigned int syscall;	   /* nsagent_syscall; NSAGENT_SYSCALLS: no traced call explains the change */
-	unsigned int pid;	   /* thread group, in the initial pid namespace, as all of these */
+	unsigned int syscall;	     /* nsagent_syscall; NSAGENT_SYSCALLS: no traced call explains the change */
+	unsigned int pid;	     /* thread group, in the initial pid namespace, as all of these */
 	unsigned int tid;
-	unsigned int parent;
 	unsigned int child; /* host pid of the new process or thread */
 	unsigned int uid;   /* in the initial user namespace */
+	unsigned int arguments_bytes;
+	unsigned int ancestor[NSAGENT_ANCESTORS]; /* parent, its parent, ... */
 	char comm[16];
+	char ancestor_comm[NSAGENT_ANCESTORS][16];
+	char arguments[NSAGENT_ARGUMENTS_BYTES]; /* argv as the process has it in memory, NUL after each */
+};
+
+/* Events of one cgroup in the second that began at `since_ns`. */
+struct nsagent_rate {
+	unsigned long long since_ns;
+	unsigned long long events;
 };
 
 #endif

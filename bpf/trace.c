@@ -4,7 +4,7 @@
  * after. The truth about a change is those namespaces, not the caller's arguments. Every call is counted; an event is
  * written for a change and for a failure, and for every call while somebody asks for all.
  */
-#include "common.h"
+#include "event.h"
 
 /* Tracepoints syscalls:sys_enter_* and sys_exit_*: the first word is the kernel's own. */
 struct entry {
@@ -19,7 +19,8 @@ struct leave {
 };
 
 #define MAX_ERRNO 4095
-#define ERESTARTNOINTR 513 /* include/linux/errno.h: the kernel restarts the call, the caller never sees this end of it */
+#define ERESTARTNOINTR                                                                                                 \
+	513 /* include/linux/errno.h: the kernel restarts the call, the caller never sees this end of it */
 #define NSFS_MAGIC 0x6e736673
 
 INLINE void for_children(struct task_struct *task, u64 *pid, u64 *time)
@@ -71,29 +72,21 @@ INLINE u64 namespace_behind(struct task_struct *task, u32 descriptor, u32 *type)
 #endif
 }
 
-INLINE int enter(u32 syscall, u64 flags, u64 argument)
+INLINE void open_a_call(struct nsagent_task *mine, u32 syscall, u64 flags, u64 argument)
 {
-	struct task_struct *task = current_task();
-	struct nsagent_task *mine = storage_of(task);
-	if (!mine)
-		return 0;
 	mine->flags = flags;
 	mine->argument = argument;
 	mine->target = 0;
 	mine->child = 0;
 	mine->entered_ns = boot_ns();
-	if (syscall == NSAGENT_UNSHARE || syscall == NSAGENT_SETNS) {
-		settle(task, mine, AT_CALL);
-		mine->before = mine->row;
-		for_children(task, &mine->pid_for_children, &mine->time_for_children);
-		if (syscall == NSAGENT_SETNS) {
-			u32 type = 0;
-			mine->target = namespace_behind(task, argument, &type);
-			if (!flags)
-				mine->flags = type; /* nstype 0 asks for whatever the descriptor is */
-		}
-	}
 	mine->call = syscall + 1;
+}
+
+INLINE int enter_a_fork(u32 syscall, u64 flags)
+{
+	struct nsagent_task *mine = storage_of(current_task());
+	if (mine)
+		open_a_call(mine, syscall, flags, 0);
 	return 0;
 }
 
@@ -132,89 +125,116 @@ INLINE void count_call(u32 syscall, u64 flags, u32 result)
 	count_kind(syscall, NSAGENT_UTS, flags & CLONE_NEWUTS, result);
 }
 
-INLINE void copy_namespaces(u64 *to, u64 *from)
+#define ARGUMENTS_MASK (NSAGENT_ARGUMENTS_BYTES - 1)
+
+/* argv of the current process, as far as it is in memory: no fault is taken here. */
+INLINE void copy_arguments(struct task_struct *task, struct nsagent_event *event)
 {
-	to[NSAGENT_CGROUP] = from[NSAGENT_CGROUP];
-	to[NSAGENT_IPC] = from[NSAGENT_IPC];
-	to[NSAGENT_MNT] = from[NSAGENT_MNT];
-	to[NSAGENT_NET] = from[NSAGENT_NET];
-	to[NSAGENT_PID] = from[NSAGENT_PID];
-	to[NSAGENT_TIME] = from[NSAGENT_TIME];
-	to[NSAGENT_USER] = from[NSAGENT_USER];
-	to[NSAGENT_UTS] = from[NSAGENT_UTS];
+	struct mm_struct *mm = task->mm;
+	if (!mm)
+		return;
+	u64 start = mm->arg_start, bytes = mm->arg_end - start;
+	if (bytes > ARGUMENTS_MASK)
+		bytes = ARGUMENTS_MASK;
+	if (!read_user(event->arguments, bytes & ARGUMENTS_MASK, (void *)start))
+		event->arguments_bytes = bytes;
 }
 
-INLINE int leave(u32 syscall, s64 result)
+/* The end of a call. `made` is the child's context where it differs from the parent's. */
+INLINE void tell(struct task_struct *task, struct nsagent_task *mine, s64 result, u64 changed, u64 *before, u64 *after,
+		 u64 *for_children_now)
 {
-	struct task_struct *task = current_task();
-	struct nsagent_task *mine = task_storage(TASKS, task, 0, 0);
-	if (!mine || mine->call != syscall + 1)
-		return 0; /* the child's return from clone, or a call that began before the programs were attached */
-	u64 flags = mine->flags, child = mine->child, changed = 0, pid = 0, time = 0;
-	int forks = syscall < NSAGENT_UNSHARE;
-
-	mine->call = 0;
-	if (result == -ERESTARTNOINTR)
-		return 0;
-	if (!forks) {
-		if (!result && syscall == NSAGENT_UNSHARE)
-			note_births(task, flags);
-		settle(task, mine, AT_CALL);
-		for_children(task, &pid, &time);
-		changed = mine->row != mine->before || pid != mine->pid_for_children || time != mine->time_for_children;
-	} else {
-		changed = child >> 32;
-	}
-	count_call(syscall, flags, result_of(result));
-	if (!changed && result >= 0 && !configured(NSAGENT_CONFIG_ALL))
-		return 0;
-
-	struct nsagent_row *now = row_at(mine->row), *before = row_at(forks ? mine->row : mine->before);
-	if (!now || !before)
-		return 0;
-	struct nsagent_event *event = ring_reserve(EVENTS, sizeof(*event), 0);
-	if (!event) {
-		count(NSAGENT_STAT_EVENTS_LOST);
-		if (changed && forks)
-			map_delete(CHILDREN, &(u64){(u32)child});
-		return 0;
-	}
-	event->time_ns = boot_ns();
+	struct nsagent_row *row = row_at(mine->row);
+	if (!row)
+		return;
+	struct nsagent_event *event = new_event(task, row->context.cgroup);
+	if (!event)
+		return;
 	event->latency_ns = event->time_ns - mine->entered_ns;
-	event->flags = flags;
+	event->flags = mine->flags;
 	event->result = result;
-	event->cgroup = now->context.cgroup;
 	event->target = mine->target;
 	event->argument = mine->argument;
-	event->syscall = syscall;
-	event->pid = task->tgid;
-	event->tid = task->pid;
-	event->parent = task->real_parent->tgid;
-	event->child = child;
-	event->uid = current_uid_gid();
-	__builtin_memcpy(event->comm, task->comm, sizeof(event->comm));
-	copy_namespaces(event->before, before->context.ns);
-	copy_namespaces(event->after, now->context.ns);
-	if (!forks) {
+	event->syscall = mine->call - 1;
+	event->child = mine->child;
+	copy_namespaces(event->before, before);
+	copy_namespaces(event->after, after);
+	if (for_children_now) {
 		event->before[NSAGENT_PID] = mine->pid_for_children;
 		event->before[NSAGENT_TIME] = mine->time_for_children;
-		event->after[NSAGENT_PID] = pid;
-		event->after[NSAGENT_TIME] = time;
-	} else if (changed) {
-		u64 key = (u32)child;
-		struct nsagent_context *made = map_lookup(CHILDREN, &key);
-		if (made)
-			copy_namespaces(event->after, made->ns);
-		map_delete(CHILDREN, &key);
+		event->after[NSAGENT_PID] = for_children_now[0];
+		event->after[NSAGENT_TIME] = for_children_now[1];
 	}
-	ring_submit(event, 0);
-	count(NSAGENT_STAT_EVENTS);
+	copy_arguments(task, event);
+	send(event);
+}
+
+/* The child's return from clone, or that of a call that began before the programs were attached, has no open call. */
+INLINE struct nsagent_task *open_call(struct task_struct *task, s64 result)
+{
+	struct nsagent_task *mine = task_storage(TASKS, task, 0, 0);
+	if (!mine || !mine->call)
+		return NULL;
+	if (result != -ERESTARTNOINTR)
+		return mine;
+	mine->call = 0;
+	return NULL;
+}
+
+/* sys_exit of clone, clone3, fork and vfork: which one it is, the entry has noted. */
+int leave_fork(struct leave *ctx)
+{
+	struct task_struct *task = current_task();
+	s64 result = ctx->result;
+	struct nsagent_task *mine = open_call(task, result);
+	if (!mine)
+		return 0;
+	u64 child = (u32)mine->child, changed = mine->child >> 32;
+	struct nsagent_context *made = changed ? map_lookup(CHILDREN, &child) : NULL;
+	struct nsagent_row *row = row_at(mine->row);
+
+	count_call(mine->call - 1, mine->flags, result_of(result));
+	if (row && wanted(task, (mine->flags | changed) & CLONE_NEW, changed, result))
+		tell(task, mine, result, changed, row->context.ns, made ? made->ns : row->context.ns, NULL);
+	if (changed)
+		map_delete(CHILDREN, &child);
+	mine->call = 0;
+	return 0;
+}
+
+/* sys_exit of unshare and setns. */
+int leave_change(struct leave *ctx)
+{
+	struct task_struct *task = current_task();
+	s64 result = ctx->result;
+	struct nsagent_task *mine = open_call(task, result);
+	if (!mine)
+		return 0;
+	u64 children[2] = {}, changed = 0;
+
+	if (!result && mine->call == NSAGENT_UNSHARE + 1)
+		note_births(task, mine->flags);
+	settle(task, mine, AT_CALL);
+	for_children(task, &children[0], &children[1]);
+	children[0] = forget(children[0]);
+	children[1] = forget(children[1]);
+	struct nsagent_row *before = row_at(mine->before), *now = row_at(mine->row);
+	if (before && now) {
+		changed = differences(before->context.ns, now->context.ns) & ~(u64)(CLONE_NEWPID | CLONE_NEWTIME);
+		changed |= CLONE_NEWPID & differ(children[0], mine->pid_for_children);
+		changed |= CLONE_NEWTIME & differ(children[1], mine->time_for_children);
+	}
+	changed = forget(changed);
+	count_call(mine->call - 1, mine->flags, result_of(result));
+	if (before && now && wanted(task, (mine->flags | changed) & CLONE_NEW, changed, result))
+		tell(task, mine, result, changed, before->context.ns, now->context.ns, children);
+	mine->call = 0;
 	return 0;
 }
 
 int enter_clone(struct entry *ctx)
 {
-	return enter(NSAGENT_CLONE, ctx->argument[0], 0);
+	return enter_a_fork(NSAGENT_CLONE, ctx->argument[0]);
 }
 
 /* Its flags are in the caller's memory; birth replaces them by the kernel's own, a failed call keeps these. */
@@ -222,55 +242,49 @@ int enter_clone3(struct entry *ctx)
 {
 	u64 flags = 0;
 	read_user(&flags, sizeof(flags), (void *)ctx->argument[0]);
-	return enter(NSAGENT_CLONE3, flags, 0);
+	return enter_a_fork(NSAGENT_CLONE3, flags);
 }
 
 int enter_fork(struct entry *ctx)
 {
-	return enter(NSAGENT_FORK, 0, 0);
+	return enter_a_fork(NSAGENT_FORK, 0);
 }
 
 int enter_vfork(struct entry *ctx)
 {
-	return enter(NSAGENT_VFORK, 0, 0);
+	return enter_a_fork(NSAGENT_VFORK, 0);
+}
+
+/*
+ * No settle here: the remembered row is the one before the call, and what the task has used since goes to it at the end.
+ * Only the namespaces for children are not in it.
+ */
+INLINE struct nsagent_task *enter_a_change(struct task_struct *task, u32 syscall, u64 flags, u64 argument)
+{
+	struct nsagent_task *mine = storage_of(task);
+	if (!mine)
+		return NULL;
+	open_a_call(mine, syscall, flags, argument);
+	mine->before = mine->row;
+	for_children(task, &mine->pid_for_children, &mine->time_for_children);
+	return mine;
 }
 
 int enter_unshare(struct entry *ctx)
 {
-	return enter(NSAGENT_UNSHARE, ctx->argument[0], 0);
+	enter_a_change(current_task(), NSAGENT_UNSHARE, ctx->argument[0], 0);
+	return 0;
 }
 
 int enter_setns(struct entry *ctx)
 {
-	return enter(NSAGENT_SETNS, (u32)ctx->argument[1], (u32)ctx->argument[0]);
-}
-
-int leave_clone(struct leave *ctx)
-{
-	return leave(NSAGENT_CLONE, ctx->result);
-}
-
-int leave_clone3(struct leave *ctx)
-{
-	return leave(NSAGENT_CLONE3, ctx->result);
-}
-
-int leave_fork(struct leave *ctx)
-{
-	return leave(NSAGENT_FORK, ctx->result);
-}
-
-int leave_vfork(struct leave *ctx)
-{
-	return leave(NSAGENT_VFORK, ctx->result);
-}
-
-int leave_unshare(struct leave *ctx)
-{
-	return leave(NSAGENT_UNSHARE, ctx->result);
-}
-
-int leave_setns(struct leave *ctx)
-{
-	return leave(NSAGENT_SETNS, ctx->result);
+	struct task_struct *task = current_task();
+	u32 descriptor = ctx->argument[0], nstype = ctx->argument[1], type = 0;
+	struct nsagent_task *mine = enter_a_change(task, NSAGENT_SETNS, nstype, descriptor);
+	if (!mine)
+		return 0;
+	mine->target = namespace_behind(task, descriptor, &type);
+	if (!nstype)
+		mine->flags = type; /* nstype 0 asks for whatever the descriptor is */
+	return 0;
 }

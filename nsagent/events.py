@@ -66,7 +66,9 @@ class SyscallEvent:
 
     pid, tid, ppid and child_pid are host pids, uid is the host's. `before` and `after` have one packed id a kind; their
     pid and time entries are those for children, as unshare and setns change them. `retval` is the call's result, or a
-    negative errno. `fd` and `target` (packed, 0 unknown) are of setns.
+    negative errno. `fd` and `target` (packed, 0 unknown) are of setns. `argv` is cut at 127 bytes, empty where the process's
+    memory could not be read; `ancestors` are up to four (pid, comm), the parent first. `via` is `unseen` for a change no
+    traced call explains; then `syscall` is `unseen` too, and the time is that of its discovery.
     """
 
     time_ns: int  # CLOCK_REALTIME
@@ -86,6 +88,8 @@ class SyscallEvent:
     before: tuple[int, ...]
     after: tuple[int, ...]
     via: str = "syscall"
+    argv: tuple[str, ...] = ()
+    ancestors: tuple[tuple[int, str], ...] = ()
 
     @property
     def changes(self) -> list[tuple[NamespaceKind, NamespaceId, NamespaceId]]:
@@ -127,6 +131,8 @@ class SyscallEvent:
             "ppid": self.ppid,
             "uid": self.uid,
             "comm": self.comm,
+            "argv": list(self.argv),
+            "ancestors": [{"pid": pid, "comm": comm} for pid, comm in self.ancestors],
             "latency_ns": self.latency_ns,
             "cgroup_id": self.cgroup_id,
             "changes": [{"kind": kind, "before": _json_id(old), "after": _json_id(new)} for kind, old, new in self.changes],
@@ -195,16 +201,18 @@ def decode(record: bytes | memoryview, boot_to_real_ns: int) -> SyscallEvent:
     """
     words: tuple[Any, ...] = abi.EVENT.unpack(record)
     time_ns, latency, flags, result, cgroup = words[:5]
-    target, argument, syscall, pid, tid, parent, child, uid, comm = words[21:]
+    target, argument, syscall, pid, tid, child, uid, length = words[21:29]
+    ancestors = words[29 : 29 + abi.ANCESTORS]
+    comm, *ancestor_comms, arguments = words[29 + abi.ANCESTORS :]
     seen = syscall < len(abi.SYSCALLS)
     return SyscallEvent(
         time_ns=time_ns + boot_to_real_ns,
         syscall=abi.SYSCALLS[syscall] if seen else "unseen",
         pid=pid,
         tid=tid,
-        ppid=parent,
+        ppid=ancestors[0],
         uid=uid,
-        comm=comm.split(b"\0", 1)[0].decode("utf-8", "surrogateescape"),
+        comm=_text(comm),
         flags=flags,
         retval=result,
         child_pid=child,
@@ -215,7 +223,13 @@ def decode(record: bytes | memoryview, boot_to_real_ns: int) -> SyscallEvent:
         before=words[5:13],
         after=words[13:21],
         via="syscall" if seen else "unseen",
+        argv=tuple(_text(word) for word in arguments[:length].rstrip(b"\0").split(b"\0")) if length else (),
+        ancestors=tuple((number, _text(name)) for number, name in zip(ancestors, ancestor_comms, strict=True) if number),
     )
+
+
+def _text(raw: bytes) -> str:
+    return raw.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
 
 
 class KernelEvents:
@@ -255,7 +269,11 @@ class KernelEvents:
             (abi.SYSCALLS[row // len(KINDS)], KINDS[row % len(KINDS)], name): count
             for row, name, count in results(self._attached.namespace_syscall_cells(), abi.RESULTS)
         }
-        lost = {"ringbuf_full": self._attached.statistic("events_lost"), "map_full": self._attached.statistic("rows_full")}
+        lost = {
+            "ringbuf_full": self._attached.statistic("events_lost"),
+            "map_full": self._attached.statistic("rows_full"),
+            "rate_limited": self._attached.statistic("events_limited"),
+        }
         return SyscallCounts(calls, by_kind, self._attached.statistic("events"), lost)
 
     def close(self) -> None:

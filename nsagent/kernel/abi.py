@@ -65,13 +65,14 @@ ROW: Final = struct.Struct(f"={KEY_WORDS + len(ROW_FIELDS)}Q")
 TASK_WORDS: Final = 2 + len(COUNTERS) + 9
 
 # enum nsagent_config
-CONFIG: Final = ("t0", "epoch", "next_row", "rows", "all", "trace", "cpus", "page")
+CONFIG: Final = ("t0", "epoch", "next_row", "rows", "all", "trace", "cpus", "page", "kinds", "failed", "pid", "cgroup", "rate")
 # enum nsagent_stat
 STATS: Final = (
     "rows_full",
     "no_storage",
     "events",
     "events_lost",
+    "events_limited",
     "passes",
     "unseen",
     "late",
@@ -83,7 +84,8 @@ RESULTS: Final = 256
 MAX_CPUS: Final = 64
 
 # struct nsagent_event
-EVENT: Final = struct.Struct("=QQQqQ8Q8QQQIIIIII16s")
+ANCESTORS: Final = 4
+EVENT: Final = struct.Struct("=QQQqQ8Q8QQQIIIIIIIIII16s16s16s16s16s128s")
 
 
 def map_specs(rows: int, ring_bytes: int) -> dict[str, dict[str, Any]]:
@@ -106,4 +108,5 @@ def map_specs(rows: int, ring_bytes: int) -> dict[str, dict[str, Any]]:
         "children": spec("lru_hash", 8, 8 * KEY_WORDS, 1024),
         "cpu_offsets": spec("array", 4, 8, MAX_CPUS),
         "here": spec("percpu_array", 4, 8, 1),
+        "rates": spec("lru_hash", 8, 16, 1024),
     }

@@ -100,6 +100,7 @@ def _before_attach(rows: int) -> Any:
         _put(maps, "t0", _BEFORE_ALL)  # until every program is attached, whoever is met was alive at load
         _put(maps, "rows", rows)
         _put(maps, "page", os.sysconf("SC_PAGE_SIZE"))
+        _put(maps, "trace", int("events" in maps))
 
     return set_up
 
@@ -126,7 +127,7 @@ class Attached:
         self.adopted = adopted
         self.compiler = found.compiler
         self.missing = dict(found.missing)
-        self.traces = "leave_unshare" in loaded.links
+        self.traces = "leave_change" in loaded.links
         self.epoch = self._config("epoch")
 
     @property
@@ -201,6 +202,15 @@ class Attached:
     def trace_all(self, on: bool) -> None:
         """Have an event for every call, forks that change nothing included."""
         _put(self._maps, "all", int(on))
+
+    def filter_events(self, *, kinds: int = 0, failed: int = 0, pid: int = 0, cgroup: int = 0, rate: int = 0) -> None:
+        """Have the kernel write only these events; 0 asks for any, and the counters count all.
+
+        `kinds`: CLONE_NEW* flags asked for or changed; `failed`: failures alone; `pid`: a process and those below it (16 deep);
+        `cgroup`: an accounting cgroup's id and those below it; `rate`: at most so many a second from one cgroup.
+        """
+        for element, value in (("kinds", kinds), ("failed", failed), ("pid", pid), ("cgroup", cgroup), ("rate", rate)):
+            _put(self._maps, element, value)
 
     def status(self) -> objects.Status:
         """Programs, maps, their memory and pins."""

@@ -34,16 +34,25 @@ PROGRAMS: dict[str, tuple[str, str, str, str]] = {
     "on_exit": ("account", "tracing", "tp_btf", "sched_process_exit"),
     "on_free": ("account", "tracing", "tp_btf", "sched_process_free"),
     "on_pass": ("account", "tracing", "iter", "task"),
+    # The ends first: no call is left open. Which call it was, the entry has noted, so one program serves several.
+    "leave_fork": ("trace", "tracepoint", "tracepoint", "syscalls/sys_exit_fork"),
+    "leave_change": ("trace", "tracepoint", "tracepoint", "syscalls/sys_exit_unshare"),
     **{
-        f"{side}_{call}": ("trace", "tracepoint", "tracepoint", f"syscalls/sys_{event}_{call}")
+        f"enter_{call}": ("trace", "tracepoint", "tracepoint", f"syscalls/sys_enter_{call}")
         for call in ("clone", "clone3", "fork", "vfork", "unshare", "setns")
-        for side, event in (("leave", "exit"), ("enter", "enter"))  # leave first: no call is left open
     },
+}
+# More attachments of a program: name: (the program, its target)
+ALSO = {
+    "leave_clone": ("leave_fork", "syscalls/sys_exit_clone"),
+    "leave_clone3": ("leave_fork", "syscalls/sys_exit_clone3"),
+    "leave_vfork": ("leave_fork", "syscalls/sys_exit_vfork"),
+    "leave_setns": ("leave_change", "syscalls/sys_exit_setns"),
 }
 
 # In the order of enum nsagent_map of bpf/common.h: a marker carries the index.
 MAPS = ("tasks", "ids", "rows", "spare", "config", "stats", "generations", "events", "syscalls", "namespace_syscalls",
-        "children", "cpu_offsets", "here")  # fmt: skip
+        "children", "cpu_offsets", "here", "rates")  # fmt: skip
 
 _MARKER = 0x4E53410000004D41
 _LD_IMM64, _CALL, _PSEUDO_KFUNC = 0x18, 0x85, 0x20
@@ -130,7 +139,7 @@ def build(request: dict[str, Any], tree: str) -> dict[str, Any]:
         flags.append(f"-DNSAGENT_SUBSYS=NSAGENT_{request['subsystem']}_cgrp_id")
     # BCC gives a section, and so a program, only to functions of the main text: the .c files are joined, headers included.
     module = BPF(text="\n".join(sources[name] for name in sorted(sources) if name.endswith(".c")), cflags=flags)
-    programs = []
+    programs: list[dict[str, Any]] = []
     for name, (group, kind, attach, target) in PROGRAMS.items():
         if name in missing:
             continue
@@ -147,6 +156,9 @@ def build(request: dict[str, Any], tree: str) -> dict[str, Any]:
                 "relocations": relocations,
             }
         )
+        for also, (program, where) in ALSO.items():
+            if program == name:
+                programs.append({**programs[-1], "name": also, "target": where, "same_as": name, "insns": "", "relocations": []})
     return {
         "build_id": request["build_id"],
         "source": request["source"],

@@ -58,6 +58,8 @@ STRUCTS: dict[str, dict[str, str]] = {
         "owner": "struct task_struct *",
         "rss_stat": "",  # see _rss_stat
         "pgtables_bytes": "atomic_long_t",
+        "arg_start": "unsigned long",
+        "arg_end": "unsigned long",
     },
     "percpu_counter": {"count": "s64", "counters": "s32 *"},
     "mm_rss_stat": {"count": "atomic_long_t[4]"},
@@ -86,12 +88,12 @@ STRUCTS: dict[str, dict[str, str]] = {
             "user_namespace",
         )
     },
-    "cred": {"user_ns": "struct user_namespace *"},
+    "cred": {"uid": "kuid_t", "user_ns": "struct user_namespace *"},
     "upid": {"nr": "int", "ns": "struct pid_namespace *"},
     "pid": {"level": "u32", "numbers": "struct upid[1]"},
     "css_set": {"dfl_cgrp": "struct cgroup *", "subsys": "struct cgroup_subsys_state *[16]"},
-    "cgroup_subsys_state": {"cgroup": "struct cgroup *"},
-    "cgroup": {"kn": "struct kernfs_node *"},
+    "cgroup_subsys_state": {"cgroup": "struct cgroup *", "parent": "struct cgroup_subsys_state *"},
+    "cgroup": {"self": "struct cgroup_subsys_state", "kn": "struct kernfs_node *"},
     "kernfs_node": {"id": "u64"},
     "files_struct": {"fdt": "struct fdtable *"},
     "fdtable": {"max_fds": "u32", "fd": "struct file **"},
@@ -143,7 +145,7 @@ _SIZES = {
     "s64": 8,
     "long": 8,
     "unsigned long": 8,
-    "atomic_t": 4,
+    "atomic_t": 4, "kuid_t": 4,
     "atomic_long_t": 8,
 }
 
@@ -157,7 +159,7 @@ typedef s8 __s8; typedef u8 __u8; typedef s16 __s16; typedef u16 __u16; typedef 
 typedef s64 __s64; typedef u64 __u64; typedef u16 __le16; typedef u16 __be16; typedef u32 __be32; typedef u64 __be64;
 typedef u32 __wsum; typedef u16 __sum16;
 typedef _Bool bool; typedef unsigned long size_t; typedef int pid_t; typedef unsigned long uintptr_t; typedef int gfp_t;
-typedef struct { int counter; } atomic_t; typedef struct { s64 counter; } atomic_long_t;
+typedef struct { u32 val; } kuid_t; typedef struct { int counter; } atomic_t; typedef struct { s64 counter; } atomic_long_t;
 #define true 1
 #define false 0
 #define NULL ((void *)0)

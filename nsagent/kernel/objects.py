@@ -211,7 +211,7 @@ def load(
     with locked(pin_dir):
         existing = _open(pin_dir)
         if existing is not None:
-            if existing.object_key == obj.key and {p.name for p in programs} <= existing.programs.keys():
+            if existing.object_key == obj.key and {p.name for p in programs} <= existing.programs.keys() | existing.links.keys():
                 return existing
             existing.close()
         loaded = _build(
@@ -269,14 +269,14 @@ def _build(
                 loaded.maps[name] = create.create_map(name, spec)
                 bpf.obj_pin(loaded.maps[name].fd, f"{new}/map_{name}")
             fds = {name: one.fd for name, one in loaded.maps.items()}
-            for program in programs:
+            for program in (program for program in programs if not program.same_as):
                 loaded.programs[program.name] = create.load_program(program, fds)
                 bpf.obj_pin(loaded.programs[program.name], f"{new}/prog_{program.name}")
             if before_attach:
                 before_attach(loaded.maps)
             for program in programs:
                 if program.attach != "none":
-                    loaded.links[program.name] = create.attach(program, loaded.programs[program.name])
+                    loaded.links[program.name] = create.attach(program, loaded.programs[program.same_as or program.name])
                     bpf.obj_pin(loaded.links[program.name], f"{new}/link_{program.name}")
             if after_attach:
                 after_attach(loaded.maps)

@@ -63,7 +63,10 @@ class MapSpec:
 
 @dataclass(frozen=True, slots=True)
 class ProgramSpec:
-    """A program; `relocations` pairs the index of a two-slot ld_imm64 with the map whose descriptor goes there."""
+    """A program; `relocations` pairs the index of a two-slot ld_imm64 with the map whose descriptor goes there.
+
+    With `same_as` it is no program but one more attachment of the program of that name, and has no instructions.
+    """
 
     name: str
     group: str
@@ -73,6 +76,7 @@ class ProgramSpec:
     btf_id: int
     insns: bytes
     relocations: tuple[tuple[int, str], ...]
+    same_as: str = ""
 
     def linked(self, fds: dict[str, int]) -> bytes:
         """Return the instructions with the descriptors of `fds` in place."""
@@ -159,12 +163,15 @@ def parse_object(data: bytes, path: str = "") -> Object:
     parse.check(re.fullmatch(r"[0-9a-f]{64}", source), "source is not a SHA-256 in hex")
     parse.check(re.fullmatch(r"([0-9a-f]{2}){1,20}", build_id), "build_id is not hex of at most 20 bytes")
     maps = {name: parse.map(name, spec) for name, spec in parse.of(dict, document.get("maps"), "maps").items()}
-    programs = tuple(parse.program(spec, maps) for spec in parse.of(list, document.get("programs"), "programs"))
-    names = [program.name for program in programs]
-    parse.check(len(set(names)) == len(names), "two programs have one name")
+    programs: list[ProgramSpec] = []
+    names: set[str] = set()
+    for spec in parse.of(list, document.get("programs"), "programs"):
+        programs.append(parse.program(spec, maps, names))
+        parse.check(programs[-1].name not in names, "two programs have one name")
+        names.add(programs[-1].name)
     missing = parse.of(dict, document.get("missing", {}), "missing")
     compiler = parse.of(str, document.get("compiler", ""), "compiler")
-    return Object(ObjectKey(source, build_id), compiler, maps, programs, {k: str(v) for k, v in missing.items()})
+    return Object(ObjectKey(source, build_id), compiler, maps, tuple(programs), {k: str(v) for k, v in missing.items()})
 
 
 class _Parser:
@@ -210,7 +217,7 @@ class _Parser:
         self.check(all(isinstance(f, str) and f in bpf.MAP_FLAGS for f in flags), f"{what}: unknown flag in {flags}")
         return MapSpec(kind, key_size, value_size, entries, tuple(flags))
 
-    def program(self, spec: Any, maps: Iterable[str]) -> ProgramSpec:
+    def program(self, spec: Any, maps: Iterable[str], known: Iterable[str]) -> ProgramSpec:
         spec = self.of(dict, spec, "program")
         name = self.name(spec.get("name"), "program")
         what = f"program {name}"
@@ -223,6 +230,10 @@ class _Parser:
         self.check(_TARGET.fullmatch(target) or (attach == "none" and not target), f"{what}: target {target!r}")
         self.check(attach != "tracepoint" or "/" in target, f"{what}: target {target!r} is not category/event")
         btf_id = self.within(spec.get("btf_id", 0), f"{what}: btf_id", 1 if kind == "tracing" else 0, (1 << 31) - 1)
+        same_as = self.of(str, spec.get("same_as", ""), f"{what}: same_as")
+        if same_as:
+            self.check(same_as in known and attach == "tracepoint", f"{what}: same_as {same_as!r} is no program before it")
+            return ProgramSpec(name, group, kind, attach, target, 0, b"", (), same_as)
         try:
             insns = base64.b64decode(self.of(str, spec.get("insns"), f"{what}: insns"), validate=True)
         except (binascii.Error, ValueError) as exc:

@@ -227,6 +227,7 @@ def test_five_namespaces_with_one_inum_are_five(usage: KernelUsage, cgroup: Acco
 def test_memory_is_counted_once_however_many_threads(cgroup: AccountedCgroup, load: str) -> None:
     process = cgroup.run([load, "memory", "64", "5"])
     expect_ready(process)
+    support.wait_for(lambda: cgroup.ours().sleeping == 6)
     ours = cgroup.ours()
     status = Path(f"/proc/{process.pid}/status").read_text()
     kernel = {name: int(re.findall(rf"^{name}:\s+(\d+)", status, re.M)[0]) << 10 for name in ("RssAnon", "RssFile", "VmPTE")}

@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -201,3 +201,90 @@ def test_filters_and_forms(stream: Stream, cgroup: AccountedCgroup, load: str) -
         assert document["flags"] == ["CLONE_NEWUTS"]
         assert document["result"] == events[0].result
         assert f" {process.pid} " in events[0].to_text()
+
+
+def test_a_call_the_hooks_do_not_see_is_reported_all_the_same(
+    stream: Stream, attached: Attached, cgroup: AccountedCgroup, load: str
+) -> None:
+    """int 0x80 passes by the syscalls: tracepoints; the next settle finds other namespaces than it remembers."""
+    process = cgroup.run([load, "unseen"])
+    expect_ready(process)
+    attached.settle()
+    before, inum = attached.statistic("unseen"), os.stat(f"/proc/{process.pid}/ns/uts").st_ino
+    go_on(process)
+    assert process.stdout is not None
+    if process.stdout.readline() != "ready\n":
+        pytest.skip("this kernel does not run 32-bit system calls")
+    attached.settle()
+    (event,) = stream.of(process.pid)
+    assert (event.syscall, event.via, event.result) == ("unseen", "unseen", "ok")
+    assert [(kind, old.inum, new.inum) for kind, old, new in event.changes] == [
+        ("uts", inum, os.stat(f"/proc/{process.pid}/ns/uts").st_ino)
+    ]
+    assert attached.statistic("unseen") == before + 1
+    go_on(process)
+    process.wait(10)
+
+
+def test_events_say_who_and_whose_child(stream: Stream, cgroup: AccountedCgroup, load: str) -> None:
+    process = cgroup.run([load, "unshares", "1"])
+    expect_ready(process)
+    go_on(process)
+    expect_ready(process)
+    (event,) = stream.of(process.pid)
+    assert event.argv == (load, "unshares", "1")[: len(event.argv)]
+    assert event.argv
+    assert event.ppid == os.getpid()
+    assert event.ancestors[0][0] == os.getpid()
+    assert event.ancestors[1][0] == os.getppid()
+    go_on(process)
+    process.wait(10)
+
+
+@pytest.mark.parametrize(
+    ("setting", "seen"),
+    [
+        ({"kinds": libc.CLONE_NEWUTS}, 5),
+        ({"kinds": libc.CLONE_NEWNET}, 0),
+        ({"failed": 1}, 0),
+        ({"pid": os.getpid()}, 5),
+        ({"pid": 4194303}, 0),
+        ({"rate": 3}, 3),
+        ({}, 5),
+    ],
+    ids=str,
+)
+def test_filters_in_the_kernel(  # noqa: PLR0917
+    stream: Stream, attached: Attached, cgroup: AccountedCgroup, load: str, setting: dict[str, int], seen: int
+) -> None:
+    process = cgroup.run([load, "unshares", "5"])
+    expect_ready(process)
+    limited = attached.statistic("events_limited")
+    attached.filter_events(**setting)
+    try:
+        go_on(process)
+        expect_ready(process)
+    finally:
+        attached.filter_events()
+    assert len(stream.of(process.pid)) == seen
+    assert attached.statistic("events_limited") - limited == (2 if "rate" in setting else 0)
+    go_on(process)
+    process.wait(10)
+
+
+def test_a_cgroups_subtree_alone(
+    stream: Stream, attached: Attached, new_cgroup: Callable[[str], AccountedCgroup], load: str
+) -> None:
+    inside, outside = new_cgroup("in/below"), new_cgroup("out")
+    for cgroup, seen in ((inside, 2), (outside, 0)):
+        process = cgroup.run([load, "unshares", "2"])
+        expect_ready(process)
+        attached.filter_events(cgroup=(inside.path.parent).stat().st_ino)
+        try:
+            go_on(process)
+            expect_ready(process)
+        finally:
+            attached.filter_events()
+        assert len(stream.of(process.pid)) == seen
+        go_on(process)
+        process.wait(10)
