@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -49,17 +49,13 @@ class Agent:
 @contextlib.contextmanager
 def running_agent(*flags: str) -> Iterator[Agent]:
     """Start an agent and wait until it is ready; RuntimeError with its last words if it does not get there."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
     pins = Path(f"/sys/fs/bpf/{PREFIX}-{next(_number)}")
     with tempfile.TemporaryDirectory(prefix=PREFIX) as state, tempfile.TemporaryFile() as log:
         nsagent = str(Path(sys.executable).with_name("nsagent"))
-        world = ["--listen", address, "--state-dir", state, "--pin-dir", str(pins), "--ephemeral"]
+        world = ["--listen", "127.0.0.1:0", "--state-dir", state, "--cache-dir", state, "--pin-dir", str(pins), "--ephemeral"]
         process = subprocess.Popen([nsagent, "agent", *world, *flags], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
-            _wait_ready(process, f"http://{address}/-/ready")
-            yield Agent(process.pid, f"http://{address}")
+            yield Agent(process.pid, _wait_ready(process, Path(state) / "agent.json"))
         except RuntimeError as exc:
             log.seek(0)
             raise RuntimeError(f"{exc}\n{log.read().decode(errors='replace')}") from exc
@@ -74,10 +70,13 @@ def running_agent(*flags: str) -> Iterator[Agent]:
                 shutil.rmtree(pins)
 
 
-def _wait_ready(process: subprocess.Popen[bytes], url: str) -> None:
+def _wait_ready(process: subprocess.Popen[bytes], announced: Path) -> str:
+    """Return the agent's URL once it is ready."""
     end = time.monotonic() + 90
     while process.poll() is None and time.monotonic() < end:
-        with contextlib.suppress(urllib.error.URLError, ConnectionError), urllib.request.urlopen(url, timeout=5):
-            return
+        with contextlib.suppress(FileNotFoundError, urllib.error.URLError, ConnectionError):
+            url = f"http://{json.loads(announced.read_text())['listen']}"
+            with urllib.request.urlopen(f"{url}/-/ready", timeout=5):
+                return url
         time.sleep(0.02)
     raise RuntimeError("the agent did not become ready")

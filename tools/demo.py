@@ -7,12 +7,12 @@ shows the job from three sides: the system calls that made it, the agent's metri
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,7 +22,9 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
+from typing import TypeVar
 
+T = TypeVar("T")
 NSAGENT = str(Path(sys.executable).with_name("nsagent"))
 
 # The job: some of everything that is accounted, then it waits for a line so that we can look at it while it lives.
@@ -46,7 +48,6 @@ SHOWN = (
     "nsagent_cgroup_pids",
     "nsagent_cgroup_pids_limit",
     "nsagent_namespace_cpu_seconds_total",
-    "nsagent_namespace_memory_rss_bytes",
     "nsagent_namespace_storage_bytes_total",
     "nsagent_namespace_processes",
     "nsagent_namespace_processes_created_total",
@@ -76,13 +77,14 @@ def indent(text: str) -> None:
         print(f"   | {line}", flush=True)
 
 
-def wait_until(done: Callable[[], object], seconds: float, what: str) -> None:
-    """Wait for a condition; raise DemoError after `seconds`."""
+def wait_until(done: Callable[[], T], seconds: float, what: str) -> T:
+    """Call `done` until it returns something true, and return that; raise DemoError after `seconds`."""
     end = time.monotonic() + seconds
-    while not done():
+    while not (result := done()):
         if time.monotonic() > end:
             raise DemoError(f"waited {seconds:g} s in vain for {what}")
         time.sleep(0.02)
+    return result
 
 
 @contextlib.contextmanager
@@ -115,18 +117,15 @@ def fetch(url: str) -> str | None:
         return None
 
 
-def free_port() -> int:
-    """Return a TCP port that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def agent_ready(agent: subprocess.Popen[bytes], log: Path, url: str) -> bool:
-    """Tell whether the agent is ready; raise DemoError with its last words if it ended instead."""
+def agent_url(agent: subprocess.Popen[bytes], log: Path, state: Path) -> str | None:
+    """Return the URL of the agent once it is ready; raise DemoError with its last words if it ended instead."""
     if agent.poll() is not None:
         raise DemoError(f"the agent ended with exit code {agent.returncode}:\n{log.read_text(errors='replace')}")
-    return fetch(url) is not None
+    try:
+        address = json.loads((state / "agent.json").read_text())["listen"]
+    except FileNotFoundError:
+        return None
+    return f"http://{address}" if fetch(f"http://{address}/-/ready") is not None else None
 
 
 def job_process(launcher: int) -> int | None:
@@ -148,29 +147,28 @@ def identity(pid: int) -> tuple[str, dict[str, str]]:
 
 
 def rows_of(metrics: str, cgroup: str, inums: dict[str, str]) -> list[str]:
-    """Pick the job's samples: its cgroup's, its PID namespace's and its mount namespace's."""
-    wanted = [f'cgroup="{cgroup}"'] + [f'inum="{inums[kind]}"' for kind in ("pid", "mnt") if kind in inums]
+    """Pick the job's samples: its cgroup's, and its PID namespace's (its other namespaces hold the same processes)."""
+    wanted = (f'cgroup="{cgroup}"', f'kind="pid",inum="{inums.get("pid")}"')
     lines = [line for line in metrics.splitlines() if not line.startswith("#") and any(w in line for w in wanted)]
     return [line for name in SHOWN for line in lines if re.match(rf"{name}[ {{]", line)]
 
 
 def demo(scratch: Path, pin_dir: Path) -> None:
     """Go through the steps; what was started is ended on every way out."""
-    address = f"127.0.0.1:{free_port()}"
-    world = ["--state-dir", str(scratch / "state")]
-    pins = ["--pin-dir", str(pin_dir)]
+    state = ["--state-dir", str(scratch / "state")]
+    kept = ["--cache-dir", str(scratch / "cache"), "--pin-dir", str(pin_dir), "--ephemeral"]
     logs = {name: scratch / f"{name}.log" for name in ("agent", "trace", "job")}
 
     with contextlib.ExitStack() as started:
-        step("The agent", "Loads its BPF programs and serves metrics. The first start compiles them, later ones do not.")
-        argv = show([NSAGENT, "agent", "--listen", address, *world, *pins, "--ephemeral"])
+        step("The agent", "Compiles its BPF programs (only the first time), loads them, and serves metrics on some port.")
+        argv = show([NSAGENT, "agent", "--listen", "127.0.0.1:0", *state, *kept])
         agent = started.enter_context(running(argv, logs["agent"]))
-        wait_until(lambda: agent_ready(agent, logs["agent"], f"http://{address}/-/ready"), 90, "the agent to be ready")
-        first = fetch(f"http://{address}/metrics") or ""
-        indent("\n".join(line for line in first.splitlines() if line.startswith("nsagent_mode_info")))
+        url = wait_until(lambda: agent_url(agent, logs["agent"], scratch / "state"), 90, "the agent to be ready")
+        print(f"   It is ready on {url}, and says how it counts:")
+        indent("\n".join(line for line in (fetch(f"{url}/metrics") or "").splitlines() if "nsagent_mode_info{" in line))
 
         step("Tracing", "From now on each clone, unshare and setns that concerns namespaces is noted; shown in step 5.")
-        trace = started.enter_context(running(show([NSAGENT, "trace", *world]), logs["trace"]))
+        trace = started.enter_context(running(show([NSAGENT, "trace", *state]), logs["trace"]))
         time.sleep(0.5)
         if trace.poll() is not None:
             raise DemoError(f"nsagent trace ended:\n{logs['trace'].read_text(errors='replace')}")
@@ -179,7 +177,7 @@ def demo(scratch: Path, pin_dir: Path) -> None:
         indent(JOB)
         limits = ["--cpus", "0.5", "--memory", "128M", "--pids", "64"]
         isolation = ["--isolate", "cgroup,ipc,mnt,net,pid,uts", "--hostname", "bird"]
-        argv = show([NSAGENT, "run", *world, "--name", "demo", *limits, *isolation, "--", "sh", "-c", JOB])
+        argv = show([NSAGENT, "run", *state, "--name", "demo", *limits, *isolation, "--", "sh", "-c", JOB])
         os.chdir(scratch)  # where the job writes its file
         job = started.enter_context(running(argv, logs["job"], stdin=subprocess.PIPE))
         wait_until(lambda: b"inside: done" in logs["job"].read_bytes() or job.poll() is not None, 120, "the job's work")
@@ -188,27 +186,20 @@ def demo(scratch: Path, pin_dir: Path) -> None:
             raise DemoError(f"the job ended early:\n{logs['job'].read_text(errors='replace')}")
         cgroup, inums = identity(pid)
         indent(logs["job"].read_text())
-        print(f"   outside, that process is PID {pid} in cgroup {cgroup}; its namespaces are:")
+        print(f"   Outside, that process is PID {pid} in cgroup {cgroup}; its namespaces are:")
         indent("  ".join(f"{kind} {inum}" for kind, inum in inums.items()))
 
         step("Someone looks in", "nsenter joins two of the job's namespaces (setns); unshare makes one of its own.")
         for argv in (["nsenter", "--target", str(pid), "--uts", "--net", "hostname"], ["unshare", "--uts", "true"]):
             indent(subprocess.run(show(argv), capture_output=True, text=True, check=True).stdout)
 
-        step(
-            "What the trace saw",
-            "The job's one clone3 with its flags; nsenter's setns; unshare. Look at before and after.",
-        )
-        wait_until(lambda: b"unshare" in logs["trace"].read_bytes(), 10, "the traced unshare")
+        step("What the trace saw", "How the job was made, nsenter's two setns, and unshare: each namespace before→after.")
+        wait_until(lambda: b"unshare(CLONE_NEWUTS)" in logs["trace"].read_bytes(), 10, "the traced unshare")
         indent(logs["trace"].read_text(errors="replace"))
 
-        step(
-            "What the agent exports",
-            "The job waits. One scrape over HTTP has its rows: the same use seen as a cgroup and",
-        )
-        print("   as namespaces, the 300 processes that are long gone included.")
-        show(["curl", "-s", f"http://{address}/metrics", "|", "grep", "..."])
-        rows = rows_of(fetch(f"http://{address}/metrics") or "", cgroup, inums)
+        step("What the agent exports", "The job waits. One scrape has its use as a cgroup and, the same, as a PID namespace.")
+        print(f"   $ curl -s {url}/metrics | grep -E '{cgroup}|{inums.get('pid')}'      # some of its lines:")
+        rows = rows_of(fetch(f"{url}/metrics") or "", cgroup, inums)
         if not rows:
             raise DemoError("the scrape has no row of the job")
         indent("\n".join(rows))
@@ -225,23 +216,29 @@ def demo(scratch: Path, pin_dir: Path) -> None:
         step("Tidying up", "The agent was started with --ephemeral: it takes its BPF programs with it.")
 
 
-def leftovers(pin_dir: Path) -> list[str]:
-    """Return what the demo should have removed and did not: pins, and cgroups of its job."""
-    found = [str(pin_dir)] if pin_dir.exists() else []
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        fields = line.split()
-        if fields[fields.index("-") + 1] in {"cgroup", "cgroup2"}:
-            found += [str(path) for path in Path(fields[4]).glob("nsagent/demo*")]
-    return found
+def job_parents() -> set[Path]:
+    """Return the cgroups below which jobs live, in each hierarchy."""
+    mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    tops = [Path(words[4]) / "nsagent" for words in mounts if words[words.index("-") + 1] in {"cgroup", "cgroup2"}]
+    return {top for top in tops if top.is_dir()}
 
 
-def remove_all(scratch: Path, pin_dir: Path) -> list[str]:
-    """Remove the demo's directories, and the pins if the agent was not able to; return what is left."""
+def remove_all(scratch: Path, pin_dir: Path, parents: set[Path]) -> list[str]:
+    """Remove what the demo made, the pins too if the agent was not able to; return what is left.
+
+    `parents` were there before the demo. Others stay where somebody else's job has come to live in them meanwhile.
+    """
     if pin_dir.exists():
         subprocess.run([NSAGENT, "bpf", "unload", "--pin-dir", str(pin_dir)], capture_output=True, check=False)
         shutil.rmtree(pin_dir, ignore_errors=True)
     shutil.rmtree(scratch, ignore_errors=True)
-    return leftovers(pin_dir)
+    left = [path for path in (pin_dir, scratch) if path.exists()]
+    for parent in job_parents():
+        left += parent.glob("demo-*")
+        if parent not in parents:
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+    return [str(path) for path in left]
 
 
 def interrupt(_signal: int, _frame: FrameType | None) -> None:
@@ -258,6 +255,7 @@ def main() -> int:
         signal.signal(number, interrupt)
     scratch = Path(tempfile.mkdtemp(prefix="nsagent-demo-", dir="/var/tmp"))
     pin_dir = Path(f"/sys/fs/bpf/nsagent-demo-{os.getpid()}")
+    parents = job_parents()
     code = 0
     try:
         demo(scratch, pin_dir)
@@ -270,7 +268,7 @@ def main() -> int:
     finally:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
-        left = remove_all(scratch, pin_dir)
+        left = remove_all(scratch, pin_dir, parents)
     for path in left:
         print(f"error: still there: {path}", file=sys.stderr)
     if not left:
