@@ -146,10 +146,17 @@ def identity(pid: int) -> tuple[str, dict[str, str]]:
     return (paths or ["?"])[0], own
 
 
-def rows_of(metrics: str, cgroup: str, inums: dict[str, str]) -> list[str]:
-    """Pick the job's samples: its cgroup's, and its PID namespace's (its other namespaces hold the same processes)."""
-    wanted = (f'cgroup="{cgroup}"', f'kind="pid",inum="{inums.get("pid")}"')
-    lines = [line for line in metrics.splitlines() if not line.startswith("#") and any(w in line for w in wanted)]
+def pid_namespace(metrics: str, inum: str | None) -> str:
+    """Return the labels of the PID namespace `inum` that has processes: the kernel reuses numbers, `id` tells them apart."""
+    found = re.search(rf'nsagent_namespace_processes{{(kind="pid",inum="{inum}",id="\d+")}} [1-9]', metrics)
+    if found is None:
+        raise DemoError(f"the scrape has no PID namespace {inum}")
+    return found[1]
+
+
+def rows_of(metrics: str, *labels: str) -> list[str]:
+    """Pick the samples with one of `labels`, of the families SHOWN, in that order."""
+    lines = [line for line in metrics.splitlines() if not line.startswith("#") and any(label in line for label in labels)]
     return [line for name in SHOWN for line in lines if re.match(rf"{name}[ {{]", line)]
 
 
@@ -198,8 +205,10 @@ def demo(scratch: Path, pin_dir: Path) -> None:
         indent(logs["trace"].read_text(errors="replace"))
 
         step("What the agent exports", "The job waits. One scrape has its use as a cgroup and, the same, as a PID namespace.")
-        print(f"   $ curl -s {url}/metrics | grep -E '{cgroup}|{inums.get('pid')}'      # some of its lines:")
-        rows = rows_of(fetch(f"{url}/metrics") or "", cgroup, inums)
+        metrics = fetch(f"{url}/metrics") or ""
+        namespace = pid_namespace(metrics, inums.get("pid"))
+        print(f"   $ curl -s {url}/metrics | grep -e {cgroup} -e '{namespace}'      # some of its lines:")
+        rows = rows_of(metrics, f'cgroup="{cgroup}"', namespace)
         if not rows:
             raise DemoError("the scrape has no row of the job")
         indent("\n".join(rows))

@@ -85,8 +85,10 @@ def test_shows_the_job_from_three_sides_and_leaves_nothing(demo: subprocess.Pope
     assert leftovers(demo.pid) == []
 
 
-@pytest.mark.parametrize("moment", ["== 1.", "== 3.", "inside: done"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [("== 1.", signal.SIGINT), ("== 3.", signal.SIGINT), ("inside: done", signal.SIGINT), ("== 3.", signal.SIGTERM)],
+)
 def test_an_interrupted_demo_leaves_nothing(
     demo: subprocess.Popen[bytes], output: Path, moment: str, number: signal.Signals
 ) -> None:
