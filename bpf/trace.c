@@ -181,11 +181,10 @@ INLINE struct nsagent_task *open_call(struct task_struct *task, s64 result)
 	return NULL;
 }
 
-/* sys_exit of clone, clone3, fork and vfork: which one it is, the entry has noted. */
-int leave_fork(struct leave *ctx)
+/* The end of clone, clone3, fork and vfork: which one it is, the entry has noted. */
+INLINE int leave_a_fork(s64 result)
 {
 	struct task_struct *task = current_task();
-	s64 result = ctx->result;
 	struct nsagent_task *mine = open_call(task, result);
 	if (!mine)
 		return 0;
@@ -202,11 +201,10 @@ int leave_fork(struct leave *ctx)
 	return 0;
 }
 
-/* sys_exit of unshare and setns. */
-int leave_change(struct leave *ctx)
+/* The end of unshare and setns. */
+INLINE int leave_a_change(s64 result)
 {
 	struct task_struct *task = current_task();
-	s64 result = ctx->result;
 	struct nsagent_task *mine = open_call(task, result);
 	if (!mine)
 		return 0;
@@ -232,27 +230,12 @@ int leave_change(struct leave *ctx)
 	return 0;
 }
 
-int enter_clone(struct entry *ctx)
-{
-	return enter_a_fork(NSAGENT_CLONE, ctx->argument[0]);
-}
-
-/* Its flags are in the caller's memory; birth replaces them by the kernel's own, a failed call keeps these. */
-int enter_clone3(struct entry *ctx)
+/* A call's own arguments; clone3's flags are in the caller's memory: birth replaces them by the kernel's own. */
+INLINE u64 clone3_flags(u64 arguments)
 {
 	u64 flags = 0;
-	read_user(&flags, sizeof(flags), (void *)ctx->argument[0]);
-	return enter_a_fork(NSAGENT_CLONE3, flags);
-}
-
-int enter_fork(struct entry *ctx)
-{
-	return enter_a_fork(NSAGENT_FORK, 0);
-}
-
-int enter_vfork(struct entry *ctx)
-{
-	return enter_a_fork(NSAGENT_VFORK, 0);
+	read_user(&flags, sizeof(flags), (void *)arguments);
+	return flags;
 }
 
 /*
@@ -270,6 +253,41 @@ INLINE struct nsagent_task *enter_a_change(struct task_struct *task, u32 syscall
 	return mine;
 }
 
+INLINE int enter_a_setns(u32 descriptor, u32 nstype)
+{
+	struct task_struct *task = current_task();
+	struct nsagent_task *mine = enter_a_change(task, NSAGENT_SETNS, nstype, descriptor);
+	u32 type = 0;
+	if (!mine)
+		return 0;
+	mine->target = namespace_behind(task, descriptor, &type);
+	if (!nstype)
+		mine->flags = type; /* nstype 0 asks for whatever the descriptor is */
+	return 0;
+}
+
+/* By the tracepoints syscalls:sys_enter_* and sys_exit_*: they are everywhere, and slow every system call of the node. */
+
+int enter_clone(struct entry *ctx)
+{
+	return enter_a_fork(NSAGENT_CLONE, ctx->argument[0]);
+}
+
+int enter_clone3(struct entry *ctx)
+{
+	return enter_a_fork(NSAGENT_CLONE3, clone3_flags(ctx->argument[0]));
+}
+
+int enter_fork(struct entry *ctx)
+{
+	return enter_a_fork(NSAGENT_FORK, 0);
+}
+
+int enter_vfork(struct entry *ctx)
+{
+	return enter_a_fork(NSAGENT_VFORK, 0);
+}
+
 int enter_unshare(struct entry *ctx)
 {
 	enter_a_change(current_task(), NSAGENT_UNSHARE, ctx->argument[0], 0);
@@ -278,13 +296,71 @@ int enter_unshare(struct entry *ctx)
 
 int enter_setns(struct entry *ctx)
 {
-	struct task_struct *task = current_task();
-	u32 descriptor = ctx->argument[0], nstype = ctx->argument[1], type = 0;
-	struct nsagent_task *mine = enter_a_change(task, NSAGENT_SETNS, nstype, descriptor);
-	if (!mine)
-		return 0;
-	mine->target = namespace_behind(task, descriptor, &type);
-	if (!nstype)
-		mine->flags = type; /* nstype 0 asks for whatever the descriptor is */
+	return enter_a_setns(ctx->argument[0], ctx->argument[1]);
+}
+
+int leave_fork(struct leave *ctx)
+{
+	return leave_a_fork(ctx->result);
+}
+
+int leave_change(struct leave *ctx)
+{
+	return leave_a_change(ctx->result);
+}
+
+/*
+ * By fentry and fexit of the calls' own functions (__x64_sys_unshare(regs), ...): nothing is added to any other call.
+ * Not by kretprobes: they have a fixed number of instances, and a vfork keeps one until its child execs.
+ */
+#ifdef HAVE_pt_regs_di
+#define FIRST(ctx) (((struct pt_regs *)(ctx)[0])->di)
+#define SECOND(ctx) (((struct pt_regs *)(ctx)[0])->si)
+#else
+#define FIRST(ctx) (((struct pt_regs *)(ctx)[0])->regs[0])
+#define SECOND(ctx) (((struct pt_regs *)(ctx)[0])->regs[1])
+#endif
+#if defined(HAVE_pt_regs_di) || defined(HAVE_pt_regs_regs)
+
+int fentry_clone(u64 *ctx)
+{
+	return enter_a_fork(NSAGENT_CLONE, FIRST(ctx));
+}
+
+int fentry_clone3(u64 *ctx)
+{
+	return enter_a_fork(NSAGENT_CLONE3, clone3_flags(FIRST(ctx)));
+}
+
+int fentry_fork(u64 *ctx)
+{
+	return enter_a_fork(NSAGENT_FORK, 0);
+}
+
+int fentry_vfork(u64 *ctx)
+{
+	return enter_a_fork(NSAGENT_VFORK, 0);
+}
+
+int fentry_unshare(u64 *ctx)
+{
+	enter_a_change(current_task(), NSAGENT_UNSHARE, FIRST(ctx), 0);
 	return 0;
 }
+
+int fentry_setns(u64 *ctx)
+{
+	return enter_a_setns(FIRST(ctx), SECOND(ctx));
+}
+
+int fexit_fork(u64 *ctx)
+{
+	return leave_a_fork(ctx[1]);
+}
+
+int fexit_change(u64 *ctx)
+{
+	return leave_a_change(ctx[1]);
+}
+
+#endif

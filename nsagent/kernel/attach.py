@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from nsagent.errors import NsagentError, UnsupportedError
-from nsagent.kernel import abi, bpf, build, objects
+from nsagent.kernel import abi, bpf, build, create, objects
 from nsagent.kernel.maps import possible_cpus
 from nsagent.kernel.ring import RingBuffer
 
@@ -85,7 +85,9 @@ def attach(
         LoadError: the compiler or the verifier refused.
     """
     found, cached = find_object(cache_dir, subsystem, rows=rows, ring_bytes=ring_bytes)
-    groups = {"account", "trace"} if trace else {"account"}
+    groups = {"account"}
+    if trace:
+        groups.add("trace_functions" if _fentry_works(found) else "trace_tracepoints")
     started = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
     loaded = objects.load(found, pin_dir, groups=groups, before_attach=_before_attach(rows), after_attach=_after_attach)
     attached = Attached(loaded, found, warm=cached, adopted=loaded.loaded_ns < started)
@@ -93,6 +95,30 @@ def attach(
     if not attached.adopted:
         attached.settle()  # everybody alive gets a context, so that their next call has a "before"
     return attached
+
+
+def _fentry_works(found: objects.Object) -> bool:
+    """Tell whether this kernel lets a program be attached to the traced calls' own functions, by doing it once.
+
+    It may lack them (no CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS, no BTF of the functions) or refuse (locked-down ftrace).
+    """
+    program = next((program for program in found.programs if program.name == "fexit_setns"), None)
+    if program is None:
+        return False
+    nothing = struct.pack("=BBhiBBhi", 0xB7, 0, 0, 0, 0x95, 0, 0, 0)  # r0 = 0; exit
+    try:
+        trial = create.load_program(dataclasses.replace(program, insns=nothing, relocations=()), {})
+    except NsagentError as error:
+        log.debug("event=no_fentry reason=%s", error)
+        return False
+    try:
+        os.close(create.attach(program, trial))
+    except NsagentError as error:
+        log.debug("event=no_fentry reason=%s", error)
+        return False
+    finally:
+        os.close(trial)
+    return True
 
 
 def _before_attach(rows: int) -> Any:
@@ -116,6 +142,7 @@ def _put(maps: objects.Maps, element: str, value: int) -> None:
 class Attached:
     """The programs in the kernel. One caller at a time; `close` leaves them running, `unload` ends them.
 
+    `traced_by`: ``functions`` (fentry: costs only the traced calls), ``tracepoints`` (costs every call of the node) or empty.
     `warm`: no compiler was needed; `adopted`: they were running already. `missing` names each feature this kernel lacks,
     with the reason, `missing_fields` the words of a row that mean nothing here.
     """
@@ -127,7 +154,8 @@ class Attached:
         self.adopted = adopted
         self.compiler = found.compiler
         self.missing = dict(found.missing)
-        self.traces = "leave_change" in loaded.links
+        self.traces = "events" in loaded.maps
+        self.traced_by = "functions" if "fexit_setns" in loaded.links else "tracepoints" if "leave_setns" in loaded.links else ""
         self.epoch = self._config("epoch")
 
     @property

@@ -20,35 +20,66 @@ import os
 import struct
 import sys
 import tempfile
-from typing import Any
+from typing import Any, NamedTuple
 
 NO_BCC = 3
 
-# name: (group, program type, how it is attached, to what)
-PROGRAMS: dict[str, tuple[str, str, str, str]] = {
-    "find_cpu_offset": ("account", "raw_tracepoint", "none", ""),
-    "fold_row": ("account", "raw_tracepoint", "none", ""),
-    "on_birth": ("account", "tracing", "tp_btf", "task_newtask"),  # first: nobody is met unborn
-    "on_move": ("account", "tracing", "tp_btf", "cgroup_attach_task"),
-    "on_exec": ("account", "tracing", "tp_btf", "sched_process_exec"),
-    "on_exit": ("account", "tracing", "tp_btf", "sched_process_exit"),
-    "on_free": ("account", "tracing", "tp_btf", "sched_process_free"),
-    "on_pass": ("account", "tracing", "iter", "task"),
-    # The ends first: no call is left open. Which call it was, the entry has noted, so one program serves several.
-    "leave_fork": ("trace", "tracepoint", "tracepoint", "syscalls/sys_exit_fork"),
-    "leave_change": ("trace", "tracepoint", "tracepoint", "syscalls/sys_exit_unshare"),
-    **{
-        f"enter_{call}": ("trace", "tracepoint", "tracepoint", f"syscalls/sys_enter_{call}")
-        for call in ("clone", "clone3", "fork", "vfork", "unshare", "setns")
-    },
-}
-# More attachments of a program: name: (the program, its target)
-ALSO = {
-    "leave_clone": ("leave_fork", "syscalls/sys_exit_clone"),
-    "leave_clone3": ("leave_fork", "syscalls/sys_exit_clone3"),
-    "leave_vfork": ("leave_fork", "syscalls/sys_exit_vfork"),
-    "leave_setns": ("leave_change", "syscalls/sys_exit_setns"),
-}
+
+class Program(NamedTuple):
+    """A program of the object: the C function it is, its group, its type, how it is attached and to what.
+
+    With `same_as` it is one more attachment of that program, with no instructions of its own.
+    """
+
+    name: str
+    function: str
+    group: str
+    type: str
+    attach: str
+    target: str = ""
+    same_as: str = ""
+
+
+_FORKS = ("fork", "vfork", "clone", "clone3")
+_CHANGES = ("unshare", "setns")
+# The functions of the calls: what a syscall tracepoint's sys_enter_X is to all calls, these are to one.
+_FUNCTIONS = {"x86_64": "__x64_sys_", "aarch64": "__arm64_sys_"}
+
+
+def list_programs(machine: str) -> list[Program]:
+    """Return all programs in the order they are attached.
+
+    Birth first: nobody is met unborn. Of the calls the ends first: none is left open. Which call it was its entry has noted, so
+    one program serves several tracepoints; a fexit program is bound to its function when it is loaded.
+    """
+    programs = [
+        Program("find_cpu_offset", "find_cpu_offset", "account", "raw_tracepoint", "none"),
+        Program("fold_row", "fold_row", "account", "raw_tracepoint", "none"),
+        Program("on_birth", "on_birth", "account", "tracing", "tp_btf", "task_newtask"),
+        Program("on_move", "on_move", "account", "tracing", "tp_btf", "cgroup_attach_task"),
+        Program("on_exec", "on_exec", "account", "tracing", "tp_btf", "sched_process_exec"),
+        Program("on_exit", "on_exit", "account", "tracing", "tp_btf", "sched_process_exit"),
+        Program("on_free", "on_free", "account", "tracing", "tp_btf", "sched_process_free"),
+        Program("on_pass", "on_pass", "account", "tracing", "iter", "task"),
+    ]
+    ends = [(call, "fork") for call in _FORKS] + [(call, "change") for call in _CHANGES]
+    first: dict[str, str] = {}
+    for call, kind in ends:
+        name = f"leave_{call}"
+        target = f"syscalls/sys_exit_{call}"
+        same_as = first.setdefault(kind, name)
+        same_as = "" if same_as == name else same_as
+        programs.append(Program(name, f"leave_{kind}", "trace_tracepoints", "tracepoint", "tracepoint", target, same_as))
+    for call, _ in ends:
+        name = f"enter_{call}"
+        programs.append(Program(name, name, "trace_tracepoints", "tracepoint", "tracepoint", f"syscalls/sys_enter_{call}"))
+    if prefix := _FUNCTIONS.get(machine):
+        for call, kind in ends:
+            programs.append(Program(f"fexit_{call}", f"fexit_{kind}", "trace_functions", "tracing", "fexit", prefix + call))
+        for call, _ in ends:
+            programs.append(Program(f"fentry_{call}", f"fentry_{call}", "trace_functions", "tracing", "fentry", prefix + call))
+    return programs
+
 
 # In the order of enum nsagent_map of bpf/common.h: a marker carries the index.
 MAPS = ("tasks", "ids", "rows", "spare", "config", "stats", "generations", "events", "syscalls", "namespace_syscalls",
@@ -86,15 +117,18 @@ def _drop_privileges(uid: int) -> None:
     os.setresuid(uid, uid, uid)
 
 
-def _targets(btf: Any, kind: int, func: int) -> dict[str, int]:
-    """BTF ids the verifier wants for a tp_btf program (typedef btf_trace_X) and an iterator (function bpf_iter_X)."""
-    ids = {}
-    for name, (_, _, attach, target) in PROGRAMS.items():
-        if attach == "tp_btf":
-            ids[name] = btf.ids.get((kind, f"btf_trace_{target}"), 0)
-        elif attach == "iter":
-            ids[name] = btf.ids.get((func, f"bpf_iter_{target}"), 0)
-    return ids
+def find_target(btf: Any, typedef: int, function: int, program: Program) -> int:
+    """Return the BTF id a tracing program is bound to; 0 where this kernel has none, or none is needed.
+
+    tp_btf: the typedef btf_trace_X; an iterator: the function bpf_iter_X; fentry and fexit: the function itself.
+    """
+    key = {
+        "tp_btf": (typedef, f"btf_trace_{program.target}"),
+        "iter": (function, f"bpf_iter_{program.target}"),
+        "fentry": (function, program.target),
+        "fexit": (function, program.target),
+    }.get(program.attach)
+    return int(btf.ids.get(key, 0)) if key else 0
 
 
 def build(request: dict[str, Any], tree: str) -> dict[str, Any]:
@@ -107,11 +141,12 @@ def build(request: dict[str, Any], tree: str) -> dict[str, Any]:
         btf = btf_module.Btf(file.read(), request["btf"])
     projection = headers.project(btf)
     headers.write_tree(tree, projection.text, request["machine"])
-    ids = _targets(btf, btf_module.TYPEDEF, btf_module.FUNC)
+    wanted = list_programs(request["machine"])
+    ids = {program.name: find_target(btf, btf_module.TYPEDEF, btf_module.FUNC, program) for program in wanted}
     missing = dict(projection.missing)
-    for name, btf_id in ids.items():
-        if not btf_id:
-            missing[name] = f"this kernel has no {PROGRAMS[name][3]} to attach to"
+    for program in wanted:
+        if program.type == "tracing" and not ids[program.name]:
+            missing[program.name] = f"this kernel has no {program.target} to attach to"
     sys.path.pop(0)
     if os.geteuid() == 0 and request["uid"]:
         for path, _, files in os.walk(tree):
@@ -140,25 +175,15 @@ def build(request: dict[str, Any], tree: str) -> dict[str, Any]:
     # BCC gives a section, and so a program, only to functions of the main text: the .c files are joined, headers included.
     module = BPF(text="\n".join(sources[name] for name in sorted(sources) if name.endswith(".c")), cflags=flags)
     programs: list[dict[str, Any]] = []
-    for name, (group, kind, attach, target) in PROGRAMS.items():
-        if name in missing:
+    for program in wanted:
+        if program.name in missing:
             continue
-        code, relocations = relocate(name, module.dump_func(name.encode()), projection.kfuncs)
-        programs.append(
-            {
-                "name": name,
-                "group": group,
-                "type": kind,
-                "attach": attach,
-                "target": target,
-                "btf_id": ids.get(name, 0),
-                "insns": base64.b64encode(code).decode(),
-                "relocations": relocations,
-            }
-        )
-        for also, (program, where) in ALSO.items():
-            if program == name:
-                programs.append({**programs[-1], "name": also, "target": where, "same_as": name, "insns": "", "relocations": []})
+        record: dict[str, Any] = program._asdict() | {"btf_id": ids[program.name], "insns": "", "relocations": []}
+        del record["function"]
+        if not program.same_as:
+            code, record["relocations"] = relocate(program.name, module.dump_func(program.function.encode()), projection.kfuncs)
+            record["insns"] = base64.b64encode(code).decode()
+        programs.append(record)
     return {
         "build_id": request["build_id"],
         "source": request["source"],

@@ -100,6 +100,7 @@ STRUCTS: dict[str, dict[str, str]] = {
     "file": {"f_inode": "struct inode *"},
     "inode": {"i_sb": "struct super_block *", "i_private": "void *"},
     "super_block": {"s_magic": "unsigned long"},
+    "pt_regs": {"di": "unsigned long", "si": "unsigned long", "regs": "u64[31]"},  # x86-64; arm64
     "bpf_array": {"pptrs": "u64[1]"},
 }
 
@@ -145,7 +146,8 @@ _SIZES = {
     "s64": 8,
     "long": 8,
     "unsigned long": 8,
-    "atomic_t": 4, "kuid_t": 4,
+    "atomic_t": 4,
+    "kuid_t": 4,
     "atomic_long_t": 8,
 }
 
