@@ -174,10 +174,9 @@ def test_events_and_losses_add_up_to_the_calls(attached: Attached, stream: Strea
     assert lost > 0
     assert written + lost >= 9000
     mine = stream.of(process.pid)
-    others = len(stream.seen) - len(mine)
     assert len(stream.seen) == written
-    assert len(mine) + lost <= 9000 + others
-    assert len(mine) + lost + others >= 9000
+    assert len(mine) <= 9000 - 1
+    assert 9000 - len(mine) <= lost  # what is not in the stream is counted as lost; other processes may have lost some too
     go_on(process)
     process.wait(10)
 
