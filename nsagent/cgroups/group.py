@@ -119,7 +119,7 @@ class Group:
 
     def stats(self) -> CgroupStats:
         """Read what it and its descendants have used; parts are None where this host does not count them."""
-        counting = any("blkio" in h.controllers and read_text(f"{p}/{v1.COUNTING_FILE}") for h, p in self.places.items())
+        counting = any("blkio" in h.controllers and read_text(f"{p}/{v1.COUNTING_FILES[0]}") for h, p in self.places.items())
         found = CgroupStats()
         reader = Reader(self.layout)
         for prefix in {hierarchy.prefix for hierarchy in self.places}:  # the mounts may show different parts
@@ -229,7 +229,8 @@ def _prepare_v1(hierarchy: Hierarchy, place: str, *, leaf: bool) -> None:
         try_write(f"{place}/memory.use_hierarchy", "1")  # always so since 5.11
     if "blkio" in hierarchy.controllers and leaf:
         for device in _disks():
-            try_write(f"{place}/{v1.COUNTING_FILE}", f"{device} {v1.COUNTING_BPS}")
+            for name in v1.COUNTING_FILES:
+                try_write(f"{place}/{name}", f"{device} {v1.COUNTING_BPS}")
 
 
 def _disks() -> Iterator[str]:

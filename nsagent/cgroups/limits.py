@@ -27,9 +27,9 @@ class IoMax:
 class Limits:
     """What was asked for; None: not limited here.
 
-    `cpus` in CPUs (0.5 is half of one). `memory_bytes` bounds memory and swap together, as docker's users expect of a
-    limit: `swap_bytes` may come on top, and is 0 unless it is given. `cpuset` is a list such as "0-2,5".
-    `cpu_weight` and `io_weight` are v2's, 1 to 10000, 100 by default.
+    `cpus` in CPUs (0.5 is half of one). `memory_bytes` bounds memory; `swap_bytes` of swap may come on top, and is 0 unless
+    it is given (on v1 one page: see nsagent.cgroups.v1). `cpuset` is a list such as "0-2,5". `cpu_weight` and `io_weight` are
+    v2's, 1 to 10000, 100 by default.
     """
 
     cpus: float | None = None

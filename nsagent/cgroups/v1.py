@@ -62,8 +62,8 @@ _DETAIL: Final = {
     "active_file": "total_active_file",
     "unevictable": "total_unevictable",
 }
-# What makes blkio count: a rule on the device, any rule; this one no disk can reach (see nsagent.cgroups.group).
-COUNTING_FILE: Final = "blkio.throttle.read_bps_device"
+# What makes blkio count: a rule on the device that no disk can reach. On 6.18 one counts all; on 6.1 each its direction.
+COUNTING_FILES: Final = ("blkio.throttle.read_bps_device", "blkio.throttle.write_bps_device")
 COUNTING_BPS: Final = 1 << 40
 
 
@@ -114,7 +114,7 @@ def _cores(quota: bytes | None, period: int | None) -> float | None:
 def memory(files: Files) -> MemoryStats | None:
     """Make MemoryStats.
 
-    With memory and memory plus swap limited to the same, only the second one's failures count: their sum is `max`.
+    `max` counts the failures of both limits, memory's and that of memory plus swap: a charge fails by one of them.
     """
     usage = parse_number(files.get("memory.usage_in_bytes"))
     if usage is None:
@@ -208,8 +208,9 @@ def settings(limits: Limits, controllers: frozenset[str], *, bfq: bool = False) 
     if "memory" in controllers and limits.memory_bytes is not None:
         page = os.sysconf("SC_PAGE_SIZE")
         swap = limits.swap_bytes or 0
-        total, optional = limits.memory_bytes + swap, not swap
-        # The kernel keeps limit <= memsw limit at every moment: lift the second, set the first, lower the second.
+        total, optional = limits.memory_bytes // page * page + swap + page, not swap
+        # The kernel keeps limit <= memsw limit at every moment: lift the second, set the first, lower the second. One
+        # page more than asked for: with equal limits memory.failcnt and memory.memsw.failcnt both stay 0 (6.18).
         plan += [
             make("--memory", "memory.memsw.limit_in_bytes", "-1", expect="", optional=optional),
             make("--memory", "memory.limit_in_bytes", str(limits.memory_bytes), expect=str(limits.memory_bytes // page * page)),

@@ -106,7 +106,8 @@ def parse_io_stat(text: bytes) -> dict[str, IoDevice]:
     """Parse io.stat, a nested keyed file. Devices without numbers, which old kernels list, are left out."""
     devices = {}
     for line in text.splitlines():
-        device, *pairs = line.decode("ascii", "replace").split()
+        device, _, rest = line.decode("ascii", "replace").partition(" ")
+        pairs = rest.split()
         values = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
         numbers = {key: int(value) for key, value in values.items() if value.isdigit()}
         if "rbytes" in numbers:
