@@ -202,7 +202,10 @@ INLINE void read_memory(struct task_struct *task, struct memory *to)
 	COUNT(SWAP_ENTRIES)
 	COUNT(SHMEM_PAGES)
 	for (u32 cpu = 0; cpu < MAX_CPUS && cpu < cpus; cpu++) {
-		u64 *offset = map_lookup(CPU_OFFSETS, &cpu);
+		/* A copy: before commit 37cce22dbd51 ("bpf: verifier: Refactor helper access type tracking") (in v6.14) the
+		 * verifier forgets the value of what a helper is shown, and calls the loop infinite. */
+		u32 key = cpu;
+		u64 *offset = map_lookup(CPU_OFFSETS, &key);
 		s32 part = 0;
 		if (!offset)
 			break;
@@ -215,10 +218,9 @@ INLINE void read_memory(struct task_struct *task, struct memory *to)
 		ADD_PART(SHMEM_PAGES)
 	}
 #else
-	to->pages[FILE_PAGES] = mm->rss_stat.count[FILE_PAGES].counter;
-	to->pages[ANON_PAGES] = mm->rss_stat.count[ANON_PAGES].counter;
-	to->pages[SWAP_ENTRIES] = mm->rss_stat.count[SWAP_ENTRIES].counter;
-	to->pages[SHMEM_PAGES] = mm->rss_stat.count[SHMEM_PAGES].counter;
+	/* A probe read, because 6.1's verifier does not look through the typedef of an array's elements: btf_struct_walk()
+	 * of kernel/bpf/btf.c says "Type 'atomic_long_t' is not a struct". */
+	read_kernel(to->pages, sizeof(to->pages), (void *)((u64)mm + OFFSET(struct mm_struct, rss_stat.count)));
 #endif
 #endif
 }
