@@ -6,6 +6,8 @@ import errno
 import os
 from typing import Final
 
+from nsagent.errors import NsagentError
+
 _SIZE: Final = 65536  # no file that is read once is longer: io.stat has some 100 bytes a disk
 # ENOENT and ENODEV: the cgroup ended. EOPNOTSUPP: a threaded cgroup, or a controller that is off. EACCES, EPERM: another
 # user's. EINVAL and EIO: files that cannot be read in this cgroup, such as the root's.
@@ -13,19 +15,22 @@ GONE: Final = frozenset({errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP, errno.EAC
 
 
 def read_once(name: str, directory: int) -> bytes | None:
-    """Read a file of the cgroup behind the descriptor `directory` by one read(2); None where there is none to read."""
+    """Read a file of the cgroup behind the descriptor `directory` by one read(2); None where there is none to read.
+
+    Raises NsagentError for what says nothing about the cgroup, such as EMFILE.
+    """
     try:
         descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
     except OSError as exc:
         if exc.errno in GONE:
             return None
-        raise
+        raise NsagentError(f"{name} of a cgroup cannot be read: {exc.strerror}") from exc
     try:
         return os.read(descriptor, _SIZE)
     except OSError as exc:
         if exc.errno in GONE:
             return None
-        raise
+        raise NsagentError(f"{name} of a cgroup cannot be read: {exc.strerror}") from exc
     finally:
         os.close(descriptor)
 

@@ -20,6 +20,7 @@ from nsagent.cgroups.files import GONE, read_once
 from nsagent.cgroups.layout import Hierarchy, Layout
 from nsagent.cgroups.stats import CgroupStats
 from nsagent.cgroups.tree import Cgroup, Tree
+from nsagent.errors import NsagentError
 
 _MOST_DIRECTORIES: Final = 4096
 
@@ -179,7 +180,7 @@ def _open_all(hierarchy: Hierarchy, paths: Iterable[str]) -> Iterator[tuple[str,
             yield path, os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as exc:
             if exc.errno not in GONE:
-                raise
+                raise NsagentError(f"{place} cannot be opened: {exc.strerror}") from exc
 
 
 def _controllers(directory: int) -> frozenset[str]:

@@ -115,7 +115,7 @@ def test_paths_that_are_none(layout: Layout, path: str) -> None:
 
 
 def test_a_name_that_is_not_utf8(layout: Layout, cgroup_name: str) -> None:
-    group = Group.create(layout, f"{cgroup_name}/caf\udce9 \u2026")
+    group = Group.create(layout, f"{cgroup_name}/\udcff\udce9 \u2026")
     assert os.path.isdir(os.fsencode(next(iter(group.places.values()))))
     assert group.stats().pids is not None
     group.remove()

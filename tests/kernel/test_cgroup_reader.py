@@ -1,0 +1,228 @@
+"""Reading the running kernel's cgroups: all of them, while they come and go, under whatever names."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nsagent.cgroups.files import read_once
+from nsagent.cgroups.group import Group, Limits
+from nsagent.cgroups.layout import Layout, read_layout
+from nsagent.cgroups.reader import Reader
+from nsagent.cgroups.stats import CgroupStats
+from nsagent.cgroups.tree import Tree
+from nsagent.errors import AccessError, UnsupportedError
+from tests import support
+
+pytestmark = pytest.mark.kernel
+
+
+@pytest.fixture(scope="module")
+def layout() -> Layout:
+    support.require_root()
+    return read_layout()
+
+
+@pytest.fixture
+def make(layout: Layout, cgroup_name: str) -> Callable[[str], Path]:
+    """Make a cgroup below one of this test's own in the accounting hierarchy; return its directory."""
+    top = Path(layout.accounting[1].mountpoint) / cgroup_name
+    top.mkdir()
+
+    def below(name: str) -> Path:
+        (top / name).mkdir()
+        return top / name
+
+    return below
+
+
+def scanned(layout: Layout) -> Tree:
+    tree = Tree(layout)
+    tree.scan()
+    return tree
+
+
+def test_own_cgroup_is_where_this_process_is(layout: Layout) -> None:
+    own = layout.own_cgroup()
+    for hierarchy in layout.hierarchies:
+        place = hierarchy.directory(own[hierarchy.key])
+        assert place is not None
+        assert os.getpid() in map(int, Path(place, "cgroup.procs").read_text().split())
+
+
+def test_ids_are_the_directories_inodes(layout: Layout, make: Callable[[str], Path]) -> None:
+    path = make("a")
+    tree = scanned(layout)
+    name = f"/{path.parent.name}/a"
+    assert tree.path_of(path.stat().st_ino) == name
+    assert tree.cgroups[name].ids == {layout.accounting[1].key: path.stat().st_ino}
+    root = layout.accounting[1]
+    assert tree.path_of(os.stat(root.mountpoint).st_ino) == "/"
+
+
+def test_a_recreated_cgroup_has_a_new_id(layout: Layout, make: Callable[[str], Path]) -> None:
+    path = make("a")
+    tree = scanned(layout)
+    name, old = f"/{path.parent.name}/a", path.stat().st_ino
+    path.rmdir()
+    path.mkdir()
+    tree.scan()
+    assert path.stat().st_ino != old
+    assert (tree.path_of(old), tree.path_of(path.stat().st_ino)) == (None, name)
+
+
+@pytest.mark.parametrize("name", ["a b", 'q"uo\\te', "\udcff\udce9", "tab\there", "\u2026", "x" * 255, "…{}=,"])
+def test_hostile_names(layout: Layout, make: Callable[[str], Path], name: str) -> None:
+    path = f"/{make(name).parent.name}/{name}"
+    tree = scanned(layout)
+    assert path in tree.cgroups
+    stats = Reader(layout).read_all(tree)[path]
+    assert stats == Reader(layout).read(path)
+    assert stats.cpu is not None
+    assert stats.cpu.usage_ns == 0
+
+
+def test_whole_node_equals_the_files(layout: Layout, cgroup_name: str) -> None:
+    group = Group.create(layout, f"{cgroup_name}/job")
+    group.apply(Limits(pids=11, cpus=0.25))
+    process = subprocess.Popen(["sleep", "1000"])
+    try:
+        group.attach(process.pid)
+        stats = Reader(layout).read_all(scanned(layout))
+        job = stats[f"/{group.path}"]
+        assert job.pids is not None
+        assert (job.pids.current, job.pids.limit) == (1, 11)
+        assert job.cpu is not None
+        assert job.cpu.limit_cores == 0.25
+        usage = Path(layout.accounting[1].mountpoint, group.path, "cpuacct.usage")
+        if usage.exists():
+            assert job.cpu.usage_ns == int(usage.read_text())
+        assert "/" in stats
+        assert stats["/"].cpu is not None
+        assert stats["/"].pids is None  # the root does not count its tasks
+    finally:
+        group.kill()
+        process.wait()
+
+
+def test_vanished_cgroup_is_none(layout: Layout, make: Callable[[str], Path]) -> None:
+    path = make("a")
+    reader, name = Reader(layout), f"/{path.parent.name}/a"
+    tree = scanned(layout)
+    directory = os.open(path, os.O_RDONLY)
+    try:
+        path.rmdir()
+        assert read_once("cgroup.procs", directory) is None
+    finally:
+        os.close(directory)
+    assert reader.read(name) == CgroupStats()
+    assert name not in reader.read_all(tree)
+
+
+def test_what_vanishes_in_mid_read_teaches_nothing_wrong(
+    layout: Layout, make: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The directory was opened, then the cgroup ended: its files are missing there, and nowhere else."""
+    path, stays = make("a"), make("stays")
+    top = f"/{path.parent.name}"
+    reader, whole = Reader(layout), Reader(layout).read(f"{top}/stays")
+
+    def ended(name: str, directory: int) -> bytes | None:
+        if path.exists():
+            path.rmdir()
+        return read_once(name, directory)
+
+    monkeypatch.setattr("nsagent.cgroups.reader.read_once", ended)
+    assert reader.read(f"{top}/a") == CgroupStats()
+    assert not path.exists()
+    assert reader.read(f"{top}/{stays.name}") == whole
+
+
+def test_reading_while_cgroups_come_and_go(layout: Layout, make: Callable[[str], Path]) -> None:
+    """A cgroup that stays is read whole each time, though of seven others one ends and begins all the time."""
+    stays = f"/{make('stays').parent.name}/stays"
+    place = Path(layout.accounting[1].mountpoint + stays).parent
+    whole = Reader(layout).read(stays)
+    stop = threading.Event()
+
+    def churn() -> None:
+        number = 0
+        while not stop.is_set():
+            path = place / f"c{number % 7}"
+            if path.exists():
+                path.rmdir()
+            path.mkdir()
+            number += 1
+
+    thread = threading.Thread(target=churn)
+    thread.start()
+    try:
+        tree, reader = Tree(layout), Reader(layout)
+        for _ in range(40):
+            tree.scan()
+            assert reader.read_all(tree)[stays] == whole
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_no_descriptor_is_left_open(layout: Layout) -> None:
+    tree, reader = scanned(layout), Reader(layout)
+    before = os.listdir("/proc/self/fd")
+    reader.read_all(tree)
+    reader.read("/")
+    tree.scan()
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_an_ordinary_user_may_not_make_a_group_but_read_all(layout: Layout, cgroup_name: str) -> None:
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.setresgid(65534, 65534, 65534)
+        os.setresuid(65534, 65534, 65534)
+        try:
+            Group.create(layout, f"{cgroup_name}/job")
+            outcome = "made"
+        except AccessError as error:
+            outcome = f"refused: {error.hint}"
+        stats = Reader(layout).read("/")
+        os.write(write, f"{outcome}; {stats.cpu is not None}".encode())
+        os._exit(0)
+    os.close(write)
+    os.waitpid(pid, 0)
+    assert os.read(read, 4096).decode() == "refused: run as root, or in a delegated cgroup; True"
+    os.close(read)
+    assert not any(os.path.exists(f"{h.mountpoint}/{cgroup_name}") for h in layout.hierarchies)
+
+
+def test_v2_enables_nothing_in_a_cgroup_that_holds_processes(layout: Layout, cgroup_name: str) -> None:
+    if layout.mode != "v2":
+        pytest.skip("memory and cpu are v1 controllers here")
+    top = Path(layout.accounting[1].mountpoint) / cgroup_name
+    top.mkdir()
+    process = subprocess.Popen(["sleep", "1000"])
+    try:
+        (top / "cgroup.procs").write_text(str(process.pid))
+        group = Group.create(layout, f"{cgroup_name}/job")
+        assert set(group.missing) >= {"memory", "pids"}
+        with pytest.raises(UnsupportedError, match=r"--memory: .*holds processes"):
+            group.apply(Limits(memory_bytes=1 << 24))
+        assert (top / "cgroup.subtree_control").read_text().strip() == ""
+        assert group.stats().memory is None
+        group.remove()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_group_is_light_to_import() -> None:
+    code = "import sys, nsagent.cgroups.group; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/").stdout.split()
+    assert not {"psutil", "click", "prometheus_client", "asyncio", "logging", "subprocess"} & set(loaded)
