@@ -120,15 +120,17 @@ def _drop_privileges(uid: int) -> None:
 def find_target(btf: Any, typedef: int, function: int, program: Program) -> int:
     """Return the BTF id a tracing program is bound to; 0 where this kernel has none, or none is needed.
 
-    tp_btf: the typedef btf_trace_X; an iterator: the function bpf_iter_X; fentry and fexit: the function itself.
+    tp_btf: the typedef btf_trace_X; an iterator: the function bpf_iter_X; fentry and fexit: the function itself. For a call
+    without arguments (fork, vfork) that is __do_sys_X on x86-64: __x64_sys_X is its alias, and BTF has no aliases
+    (arch/x86/include/asm/syscall_wrapper.h, __SYS_STUB0).
     """
-    key = {
-        "tp_btf": (typedef, f"btf_trace_{program.target}"),
-        "iter": (function, f"bpf_iter_{program.target}"),
-        "fentry": (function, program.target),
-        "fexit": (function, program.target),
-    }.get(program.attach)
-    return int(btf.ids.get(key, 0)) if key else 0
+    keys = {
+        "tp_btf": [(typedef, f"btf_trace_{program.target}")],
+        "iter": [(function, f"bpf_iter_{program.target}")],
+        "fentry": (functions := [(function, program.target), (function, "__do_sys_" + program.target.rpartition("_sys_")[2])]),
+        "fexit": functions,
+    }.get(program.attach, [])
+    return next((int(btf.ids[key]) for key in keys if key in btf.ids), 0)
 
 
 def build(request: dict[str, Any], tree: str) -> dict[str, Any]:
@@ -144,9 +146,12 @@ def build(request: dict[str, Any], tree: str) -> dict[str, Any]:
     wanted = list_programs(request["machine"])
     ids = {program.name: find_target(btf, btf_module.TYPEDEF, btf_module.FUNC, program) for program in wanted}
     missing = dict(projection.missing)
-    for program in wanted:
-        if program.type == "tracing" and not ids[program.name]:
-            missing[program.name] = f"this kernel has no {program.target} to attach to"
+    absent = {program.name: program for program in wanted if program.type == "tracing" and not ids[program.name]}
+    if any(program.group == "trace_functions" for program in absent.values()):
+        absent |= {program.name: program for program in wanted if program.group == "trace_functions"}  # all or none
+    for name, program in absent.items():
+        if program.group == "account":
+            missing[name] = f"this kernel has no {program.target} to attach to"
     sys.path.pop(0)
     if os.geteuid() == 0 and request["uid"]:
         for path, _, files in os.walk(tree):
@@ -176,7 +181,7 @@ def build(request: dict[str, Any], tree: str) -> dict[str, Any]:
     module = BPF(text="\n".join(sources[name] for name in sorted(sources) if name.endswith(".c")), cflags=flags)
     programs: list[dict[str, Any]] = []
     for program in wanted:
-        if program.name in missing:
+        if program.name in absent:
             continue
         record: dict[str, Any] = program._asdict() | {"btf_id": ids[program.name], "insns": "", "relocations": []}
         del record["function"]
