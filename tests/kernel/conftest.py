@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -77,19 +78,22 @@ class AccountedCgroup:
         return (node or self.reader.read()).cgroups.get(self.id, Usage())
 
     def run(self, argv: list[str], **popen: object) -> subprocess.Popen[str]:
-        """Start a program whose every instruction after exec is in this cgroup."""
-        descriptor = os.open(self.path / "cgroup.procs", os.O_WRONLY)
-        try:
-            return subprocess.Popen(  # type: ignore[call-overload,no-any-return]
-                argv,
-                preexec_fn=lambda: os.write(descriptor, b"0"),  # noqa: PLW1509 - started before the test's threads
-                text=True,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                **popen,
-            )
-        finally:
-            os.close(descriptor)
+        """Start a program whose every instruction after exec is in this cgroup.
+
+        It is moved while it is stopped. A task that runs takes up to a tick of its past along on v2: only after the move
+        does the cpu controller's attach bring its clock up to date (kernel/sched/core.c, sched_move_task).
+        """
+        process: subprocess.Popen[str] = subprocess.Popen(  # type: ignore[call-overload]
+            ["sh", "-c", 'kill -STOP $$; exec "$@"', "sh", *argv],
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            **popen,
+        )
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        (self.path / "cgroup.procs").write_text(str(process.pid))
+        process.send_signal(signal.SIGCONT)
+        return process
 
     def complete(self) -> Usage:
         """Wait until every exit was followed by its free, or that stops happening; return what there is then.
