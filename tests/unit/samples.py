@@ -1,0 +1,49 @@
+"""Made-up samples for the tests of the metrics."""
+
+from __future__ import annotations
+
+import math
+
+from nsagent.cgroups.stats import CgroupStats, CpuStats, IoDevice, IoStats, MemoryStats, PidsStats
+from nsagent.events import SyscallCounts
+from nsagent.namespaces import NamespaceId, NamespaceKind
+from nsagent.sample import Facts, MapFigures, NodeSample, Outcome
+from nsagent.usage import NodeUsage, Usage
+
+PID_NS = NamespaceId(NamespaceKind.PID, 4026531836, 0)
+NET_NS = NamespaceId(NamespaceKind.NET, 4026531840, 7)
+
+FACTS = Facts(
+    {"version": "1", "python": "3", "bcc": "0.31", "kernel": "6.18"},
+    {"cgroup": "hybrid", "bpf": "off", "accounting": "approximate", "psi": "on", "delayacct": "off"},
+    {"tracing": 'a "reason"\nwith a line and a \\', "storage": None},
+)
+STATS = CgroupStats(
+    CpuStats(usage_ns=1_500_000_001, user_ns=0, limit_cores=0.5),
+    MemoryStats(usage_bytes=4096, peak_bytes=8192, limit_bytes=math.inf, high_bytes=1 << 40, detail={"anon": 7}),
+    IoStats({"8:0": IoDevice(read_bytes=5)}),
+    PidsStats(current=3, limit=math.inf),
+)
+
+
+def node_usage(namespaces: dict[NamespaceId, Usage] | None = None, cgroups: dict[int, Usage] | None = None) -> NodeUsage:
+    """Return a reading in which nothing has ended."""
+    return NodeUsage(namespaces or {}, cgroups or {}, {}, exact=True, missing=frozenset(), contexts=0)
+
+
+def full_sample() -> NodeSample:
+    """Return a sample with something of everything."""
+    return NodeSample(
+        time_ns=1,
+        facts=FACTS,
+        cgroups={"/": STATS, "/a": CgroupStats()},
+        cgroups_ended={"/gone": STATS},
+        cgroup_usage={"/": Usage(read_bytes=1 << 60)},
+        namespaces={PID_NS: Usage(cpu_ns=10**17 + 1, threads=2, processes=1, running=2), NET_NS: Usage(threads=1)},
+        namespaces_ended={NET_NS._replace(id=6): Usage(cpu_ns=5)},
+        has_usage=True,
+        missing=frozenset({"io_delay_ns"}),
+        syscalls=SyscallCounts({("unshare", "ok"): 23}, {("unshare", NamespaceKind.UTS, "ok"): 23}, 24, {"queue_full": 1}),
+        maps=(MapFigures("ids", 5, 10240, 4096), MapFigures("tasks", None, 0, None)),
+        collectors={"usage": Outcome(True, 0.0015), "cgroups": Outcome(False, 1e-6)},
+    )

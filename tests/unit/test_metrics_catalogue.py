@@ -1,0 +1,89 @@
+"""The catalogue against its contract (tests/golden/families.txt) and its reference (docs/metrics.md)."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import subprocess
+import sys
+
+import pytest
+
+from nsagent.cgroups import stats
+from nsagent.metrics import catalogue
+from nsagent.metrics.family import Family, Scope
+from nsagent.usage import Usage
+from tests.support import ROOT
+
+
+def contract() -> tuple[set[str], set[str]]:
+    """Return the rows that hold now, and those of later."""
+    lines = (ROOT / "tests/golden/families.txt").read_text().splitlines()
+    rows = {line for line in lines if line and not line.startswith("#")}
+    later = {row for row in rows if row.startswith("later ")}
+    return rows - later, {row.removeprefix("later ") for row in later}
+
+
+def row_of(family: Family) -> str:
+    """Return a family as a row of the contract."""
+    return f"{family.type} {family.name} {','.join(family.all_labels)}".rstrip()
+
+
+def test_the_catalogue_is_the_contract() -> None:
+    now, _ = contract()
+    assert {row_of(family) for family in catalogue.FAMILIES} == now
+
+
+def test_names_of_later_are_not_taken() -> None:
+    _, later = contract()
+    assert len(later) > 40
+    assert {row.split()[1] for row in later} & {family.name for family in catalogue.FAMILIES} == set()
+
+
+def test_the_reference_is_generated() -> None:
+    argv = [sys.executable, "-m", "nsagent.metrics.catalogue"]
+    written = subprocess.run(argv, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert (ROOT / "docs/metrics.md").read_text() == written, "run: python -m nsagent.metrics.catalogue > docs/metrics.md"
+    assert all(f"### {family.name}\n" in written for family in catalogue.FAMILIES)
+
+
+@pytest.mark.parametrize("family", catalogue.FAMILIES, ids=lambda family: family.name)
+def test_a_row_keeps_the_rules(family: Family) -> None:
+    assert re.fullmatch(r"nsagent_[a-z][a-z0-9_]*", family.name)
+    assert family.name.endswith("_total") == (family.type == "counter")
+    assert family.name.endswith("_info") == (family.type == "info")
+    assert all(re.fullmatch(r"[a-z][a-z0-9_]*", label) and label not in ("job", "instance", "le") for label in family.all_labels)
+    assert len(set(family.all_labels)) == len(family.all_labels)
+    assert family.help.endswith(".")
+    assert not set(family.help) & {'"', "\\", "\n"}, "HELP would need escaping"
+    assert family.source
+    assert bool(family.parts) != (family.each is not None)
+    assert (family.scale != 1) <= (family.unit == "seconds")
+    for values, getter in family.parts:
+        assert len(values) == len(family.labels)
+        if isinstance(getter, str):
+            assert family.scope in (Scope.NAMESPACE, Scope.CGROUP_USAGE)
+            assert getter in Usage._fields
+            assert getter.endswith("_ns") == (family.scale != 1)
+
+
+def test_names_are_unique() -> None:
+    names = [family.name for family in catalogue.FAMILIES]
+    assert len(set(names)) == len(names)
+
+
+def test_each_number_that_is_read_is_exported() -> None:
+    """A field that a reader fills and no family shows would be work for nothing, or a row that was forgotten."""
+    exported = {getter for family in catalogue.FAMILIES for _, getter in family.parts if isinstance(getter, str)}
+    inner = {"threads", "threads_created", "threads_exited", "threads_freed"}  # `threads` is exported by state
+    assert exported == set(Usage._fields) - inner
+    full = stats.CgroupStats(
+        stats.CpuStats(*range(1, 11)),
+        dataclasses.replace(stats.MemoryStats(*range(11, 28)), detail={"anon": 28}, events={"oom": 29}),
+        stats.IoStats({"8:0": stats.IoDevice(*range(30, 36))}),
+        stats.PidsStats(*range(36, 40)),
+    )
+    shown = {getter(full) for f in catalogue.FAMILIES if f.scope is Scope.CGROUP for _, getter in f.parts if callable(getter)}
+    shown |= {value for f in catalogue.FAMILIES if f.scope is Scope.CGROUP and f.each for _, value in f.each(full)}
+    assert shown == set(range(1, 40))
+    assert len(dataclasses.fields(stats.MemoryStats)) == 19
