@@ -194,15 +194,22 @@ class Group:
                     place = f"{place}/{name}"
 
     def _enable(self, place: str, controllers: frozenset[str] | set[str]) -> None:
-        """Enable v2 controllers for the children of `place`; what cannot be is noted: one that holds processes refuses."""
-        if not controllers:
-            return
-        for controller in sorted(controllers - set(read_text(f"{place}/cgroup.subtree_control").split())):
-            try:
-                write(f"{place}/cgroup.subtree_control", f"+{controller}")
-            except OSError as exc:
-                reason = "it holds processes" if exc.errno == errno.EBUSY else os.strerror(exc.errno or 0)
-                self.missing.setdefault(controller, f"{place} cannot pass it on: {reason}")
+        """Enable v2 controllers for the children of `place`; what cannot be is noted.
+
+        Never in a cgroup that holds processes, the root excepted, which has no cgroup.type: the kernel refuses memory and io
+        there, but takes cpu, cpuset and pids, and thereby makes its children threaded ones that no process may enter.
+        """
+        wanted = sorted(controllers - set(read_text(f"{place}/cgroup.subtree_control").split())) if controllers else []
+        busy = bool(wanted) and bool(read_text(f"{place}/cgroup.procs")) and os.path.exists(f"{place}/cgroup.type")
+        for controller in wanted:
+            reason = "it holds processes"
+            if not busy:
+                try:
+                    write(f"{place}/cgroup.subtree_control", f"+{controller}")
+                    continue
+                except OSError as exc:
+                    reason = os.strerror(exc.errno or 0)
+            self.missing.setdefault(controller, f"{place} cannot pass it on: {reason}")
 
     def _unmake(self) -> None:
         for place in self.places.values():

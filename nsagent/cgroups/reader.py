@@ -89,14 +89,10 @@ class Reader:
         try:
             enabled = _enabled(hierarchy, directories)
             for source in sources:
-                # v2 has cpu.stat without the controller too
-                subset = [
-                    (path, directory)
-                    for path, directory in directories
-                    if hierarchy.version == 1 or source.part == "cpu" or source.controller in enabled[path]
-                ]
+                having = [each for each in directories if hierarchy.version == 1 or source.controller in enabled[each[0]]]
                 for name in source.files:
-                    self._read_file(source, name, subset, raw)
+                    everywhere = hierarchy.version == 2 and name in v2.EVERYWHERE
+                    self._read_file(source, name, directories if everywhere else having, raw)
         finally:
             for _, directory in directories:
                 os.close(directory)

@@ -85,8 +85,13 @@ class Tree:
             self.tombstones[path] = Tombstone(cgroup, stats, self._clock())
 
     def remember(self, stats: Mapping[str, CgroupStats]) -> None:
-        """Keep the latest stats by path, for the tombstones; of a cgroup that could not be read this time, the ones before."""
-        self._last.update((path, each) for path, each in stats.items() if path in self.cgroups)
+        """Keep the latest stats by path, for the tombstones; what could not be read this time stays as it was before.
+
+        A cgroup may end between the reading of two of its files, and its last stats must not be the poorer for that.
+        """
+        for path in stats.keys() & self.cgroups.keys():
+            new, old = stats[path], self._last.get(path, CgroupStats())
+            self._last[path] = CgroupStats(new.cpu or old.cpu, new.memory or old.memory, new.io or old.io, new.pids or old.pids)
 
     def path_of(self, accounting_id: int) -> str | None:
         """Return the path of the cgroup with that id in the accounting hierarchy (`Layout.accounting`)."""

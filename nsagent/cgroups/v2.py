@@ -43,6 +43,8 @@ FILES: Final[Mapping[str, tuple[str, ...]]] = {
     "pids": ("pids.current", "pids.max", "pids.peak", "pids.events"),
 }
 
+EVERYWHERE: Final = frozenset({"cpu.stat"})  # there without its controller too, with the times alone
+
 DETAIL: Final = (
     "anon",
     "file",

@@ -211,11 +211,14 @@ def test_v2_enables_nothing_in_a_cgroup_that_holds_processes(layout: Layout, cgr
     try:
         (top / "cgroup.procs").write_text(str(process.pid))
         group = Group.create(layout, f"{cgroup_name}/job")
-        assert set(group.missing) >= {"memory", "pids"}
+        assert set(group.missing) == {"cpu", "io", "memory", "pids"}
         with pytest.raises(UnsupportedError, match=r"--memory: .*holds processes"):
             group.apply(Limits(memory_bytes=1 << 24))
         assert (top / "cgroup.subtree_control").read_text().strip() == ""
         assert group.stats().memory is None
+        group.attach(process.pid)  # not made threaded: processes may enter
+        assert group.pids() == {process.pid}
+        group.kill()
         group.remove()
     finally:
         process.kill()

@@ -10,7 +10,7 @@ import pytest
 
 from nsagent.cgroups.layout import Hierarchy, Layout, read_layout
 from nsagent.cgroups.reader import Reader
-from nsagent.cgroups.stats import CgroupStats, PidsStats
+from nsagent.cgroups.stats import CgroupStats, CpuStats, PidsStats
 from nsagent.cgroups.tree import Cgroup, Tree, walk
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures" / "cgroups"
@@ -179,6 +179,18 @@ def test_recreated_between_two_scans_the_old_stats_are_not_its_own(host: Host) -
     assert (host.tree.path_of(5), host.tree.path_of(6)) == (None, None)  # pids is not the accounting hierarchy here
     host.tree.discard("/a")
     assert host.tree.tombstones == {}
+
+
+def test_a_part_that_vanished_in_mid_read_is_remembered(host: Host) -> None:
+    whole = CgroupStats(cpu=CpuStats(7), pids=PidsStats(3))
+    host.tree.add(Cgroup("/a", {"pids": 5}))
+    host.tree.remember({"/a": whole, "/unknown": whole})
+    host.tree.remember({"/a": CgroupStats(cpu=CpuStats(8))})
+    host.tree.discard("/a")
+    host.tree.discard("/unknown")
+    assert {path: stone.stats for path, stone in host.tree.tombstones.items()} == {
+        "/a": CgroupStats(cpu=CpuStats(8), pids=PidsStats(3))
+    }
 
 
 def test_path_of_follows_recreation(tmp_path: Path) -> None:
