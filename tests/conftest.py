@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests import support
+
+# tmp_path on a disk, for tests that count what reaches it: Debian 13 has a tmpfs on /tmp.
+os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/var/tmp")
 
 BPFFS = Path("/sys/fs/bpf")
 
