@@ -81,13 +81,15 @@ def _report(channel: int, message: Failed | Ready | Ended) -> None:
 
 
 def _prepare(plan: ChildPlan, step: _Step) -> None:
+    # First of all the copies of the launcher's descriptors: while one of the job's file is open, the lock is held, and
+    # a sweep after the launcher's death would take the job for a living one.
+    for fd in plan.parents:
+        os.close(fd)
     # In its cgroups before anything else: from here on all it uses is charged to the job. "0" is the writing task
     # itself, and `tasks` moves without the wait for RCU of `cgroup.procs`.
     for fd in plan.tasks:
         step("cgroup", "write", os.readlink(f"/proc/self/fd/{fd}"))
         os.write(fd, b"0")
-        os.close(fd)
-    for fd in plan.parents:
         os.close(fd)
     if plan.new_cgroup_namespace:  # after the placement: its root is the cgroup the caller is in at this moment
         step("cgroup", "unshare(CLONE_NEWCGROUP)")

@@ -91,7 +91,7 @@ def sweep(state_dir: str) -> list[str]:
         try:
             _kill_if_same(job.record.pid, job.record.start_ticks)
             if job.record.cgroup:
-                group = Group.find(read_layout(), job.record.cgroup)
+                group = Group.open(read_layout(), job.record.cgroup)
                 group.kill()
                 group.remove()
         except NsagentError:

@@ -74,6 +74,19 @@ def waited_usage(rusage: resource.struct_rusage, io: tuple[int, int] | None) -> 
     )
 
 
+def _split(total_ns: int, user: int | None, system: int | None, waited: JobUsage) -> tuple[int | None, int | None]:
+    """Split the exact total as user to system stand in the cgroup, or, before its first tick, in what was waited for.
+
+    v1 counts both by ticks, so they do not add up to its usage. The kernel does the same for a process and for v2:
+    cputime_adjust() in kernel/sched/cputime.c.
+    """
+    for part, other in ((user, system), (waited.user_ns, waited.system_ns)):
+        if part is not None and other is not None and part + other > 0:
+            user_ns = total_ns * part // (part + other)
+            return user_ns, total_ns - user_ns
+    return None, None
+
+
 def with_cgroup(usage: JobUsage, stats: CgroupStats) -> JobUsage:
     """Return `usage` with what the cgroup counted in the place of what was waited for: it misses no process.
 
@@ -82,12 +95,8 @@ def with_cgroup(usage: JobUsage, stats: CgroupStats) -> JobUsage:
     """
     changes: dict[str, object] = {}
     if stats.cpu is not None and stats.cpu.usage_ns is not None:
-        changes |= {
-            "cpu_ns": stats.cpu.usage_ns,
-            "user_ns": stats.cpu.user_ns,
-            "system_ns": stats.cpu.system_ns,
-            "cpu_source": "cgroup",
-        }
+        user_ns, system_ns = _split(stats.cpu.usage_ns, stats.cpu.user_ns, stats.cpu.system_ns, usage)
+        changes |= {"cpu_ns": stats.cpu.usage_ns, "user_ns": user_ns, "system_ns": system_ns, "cpu_source": "cgroup"}
     if stats.cpu is not None:
         changes |= {
             "throttled_ns": stats.cpu.throttled_ns,

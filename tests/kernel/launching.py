@@ -66,6 +66,11 @@ class Jobs:
             if any(entry.name.startswith(word) for word in names)
         ]
 
+    def tidy(self) -> None:
+        """Remove what a failed test left."""
+        for name in {path.name for path in self.cgroups()}:
+            support.remove_cgroups(f"nsagent/{name}")
+
     def registered(self, kind: str = "") -> list[dict[str, Any]]:
         """Return the job files: live ones, or those under `ended`."""
         return [json.loads(path.read_text()) for path in (self.state / "jobs" / kind).glob("*.json")]

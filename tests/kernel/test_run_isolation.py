@@ -6,6 +6,7 @@ import os
 import re
 import socket
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,11 @@ pytestmark = pytest.mark.kernel
 
 
 @pytest.fixture
-def jobs(tmp_path: Path) -> Jobs:
+def jobs(tmp_path: Path) -> Iterator[Jobs]:
     support.require_root()
-    return Jobs(tmp_path)
+    made = Jobs(tmp_path)
+    yield made
+    made.tidy()
 
 
 def test_cmd_is_pid_one(jobs: Jobs) -> None:

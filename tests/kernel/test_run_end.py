@@ -1,0 +1,303 @@
+"""How a job ends: exit codes, signals, timeouts, the terminal; and that nothing of it is left whichever way it went."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import support
+from tests.kernel.launching import Jobs, running
+
+pytestmark = pytest.mark.kernel
+
+
+@pytest.fixture
+def jobs(tmp_path: Path) -> Iterator[Jobs]:
+    support.require_root()
+    made = Jobs(tmp_path)
+    yield made
+    made.tidy()
+
+
+@pytest.fixture
+def ready(tmp_path: Path) -> str:
+    """A file for `tail -f`, a program that handles no signal and can say that it runs: a shell catches SIGINT until it execs."""
+    (tmp_path / "ready").write_text("ready\n")
+    return str(tmp_path / "ready")
+
+
+def started(jobs: Jobs, *args: str, **popen: object) -> tuple[str, subprocess.Popen[str]]:
+    """Start a job whose CMD prints a line when it is ready, and wait for that line."""
+    name, argv = jobs.argv(*args)
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **popen)  # type: ignore[call-overload]
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return name, process
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    out, _ = process.communicate(timeout=30)
+    return process.returncode, out
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "outcome"),
+    [
+        (["true"], 0, "success"),
+        (["sh", "-c", "exit 3"], 3, "failure"),
+        (["sh", "-c", "exit 255"], 255, "failure"),
+    ],
+)
+def test_exit_codes_are_the_commands(jobs: Jobs, command: list[str], code: int, outcome: str) -> None:
+    done = jobs.run("--", *command)
+    assert (done.code, done.report["outcome"], done.report["exit_code"]) == (code, outcome, code)
+    (ended,) = jobs.registered("ended")
+    assert (ended["outcome"], ended["exit_code"], ended["name"]) == (outcome, code, done.name)
+    assert jobs.cgroups() == []
+
+
+def test_a_command_that_cannot_run(jobs: Jobs, tmp_path: Path) -> None:
+    script = tmp_path / "script"
+    script.write_text("no program\n")
+    cases = [("nosuch-command", 127), ("/nosuch/command", 127), (str(tmp_path), 126), (str(script), 126)]
+    for command, code in cases:
+        done = jobs.run("--", command)
+        assert done.code == code, done.err
+        assert done.err.startswith("error: ")
+        assert "Traceback" not in done.err
+        assert done.out == ""
+    script.chmod(0o755)
+    assert jobs.run("--", str(script)).code == 126  # ENOEXEC: no '#!' line
+    script.write_text("#!/bin/sh\nexit 7\n")
+    assert jobs.run("--", str(script)).code == 7  # the control
+    assert {job["outcome"] for job in jobs.registered("ended")} == {"launch_error", "failure"}
+    assert jobs.cgroups() == []
+
+
+@pytest.mark.parametrize(
+    ("args", "code"),
+    [
+        (["--memory", "12Q"], 2),
+        (["--isolate", "planet"], 2),
+        (["--cpus", "0"], 2),
+        (["--timeout", "soon"], 2),
+        (["--no-such-flag"], 2),
+        (["--hostname", "x", "--isolate", "pid"], 2),
+        (["--report-file", "/nosuch/report"], 125),
+        (["--workdir", "/nosuch"], 125),
+        (["--io-max", "/proc:rbps=1M"], 2),
+    ],
+)
+def test_impossible_words_get_one_line_and_a_hint(jobs: Jobs, args: list[str], code: int) -> None:
+    done = jobs.run(*args, "--", "true")
+    assert done.code == code
+    first, *rest = done.err.splitlines()
+    assert first.startswith("error: ")
+    assert [line for line in rest if not line.startswith("hint: ")] == []
+    assert rest
+    assert jobs.cgroups() == []
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
+def test_a_signal_that_pid_one_does_not_handle_ends_the_job(jobs: Jobs, number: int, code: int, ready: str) -> None:
+    name, process = started(jobs, "--", "sh", "-c", f"sleep 1000 & exec tail -f {ready}")
+    process.send_signal(number)
+    assert finish(process)[0] == code
+    assert jobs.report(name)["outcome"] == "signal"
+    assert jobs.cgroups() == []
+
+
+def test_a_handled_signal_is_passed_on_once(jobs: Jobs) -> None:
+    script = 'trap "echo got" USR1; trap "exit 9" TERM; echo ready; while :; do sleep 0.05; done'
+    _, process = started(jobs, "--", "sh", "-c", script)
+    process.send_signal(signal.SIGUSR1)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "got\n"
+    process.send_signal(signal.SIGTERM)
+    assert finish(process) == (9, "")
+
+
+def test_an_ignored_signal_changes_nothing(jobs: Jobs) -> None:
+    _, process = started(jobs, "--", "sh", "-c", 'trap "" INT; echo ready; read line; exit 4', stdin=subprocess.PIPE)
+    process.send_signal(signal.SIGINT)
+    support.wait_for(lambda: "State:\tS" in Path(f"/proc/{process.pid}/status").read_text())
+    assert process.poll() is None
+    assert process.stdin is not None
+    process.stdin.write("go\n")
+    process.stdin.flush()
+    assert finish(process)[0] == 4
+
+
+@pytest.mark.parametrize("more", [[], ["--isolate", "none"], ["--init"]])
+def test_cmd_killed_by_a_signal(jobs: Jobs, more: list[str]) -> None:
+    script = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    if more:  # a PID 1 cannot kill itself
+        done = jobs.run(*more, "--", "python3", "-c", script)
+    else:
+        _, process = started(jobs, "--", "sh", "-c", "echo ready; exec sleep 1000")
+        (record,) = jobs.registered()
+        os.kill(record["pid"], signal.SIGKILL)
+        assert finish(process)[0] == 137
+        return
+    assert (done.code, done.report["outcome"]) == (137, "signal")
+    assert "SIGKILL" in done.report["reason"]
+
+
+def test_a_timeout(jobs: Jobs) -> None:
+    done = jobs.run("--timeout", "200ms", "--", "sleep", "1000")
+    assert (done.code, done.report["outcome"]) == (124, "timeout")
+    assert jobs.run("--timeout", "60s", "--", "true").code == 0
+    assert jobs.cgroups() == []
+
+
+def test_a_timeout_of_a_job_that_ignores_sigterm(jobs: Jobs) -> None:
+    script = 'trap "" TERM; sleep 1000 & while :; do sleep 1; done'
+    done = jobs.run("--timeout", "200ms", "--stop-timeout", "200ms", "--", "sh", "-c", script)
+    assert (done.code, done.report["outcome"]) == (124, "timeout")
+    assert jobs.cgroups() == []
+
+
+def test_a_timeout_lets_a_handler_finish(jobs: Jobs) -> None:
+    script = 'trap "echo bye; exit 0" TERM; while :; do sleep 0.05; done'
+    done = jobs.run("--timeout", "300ms", "--stop-timeout", "30s", "--", "sh", "-c", script)
+    assert (done.code, done.out) == (124, "bye\n")
+
+
+def test_init_reaps_and_forwards(jobs: Jobs, ready: str) -> None:
+    done = jobs.run("--init", "--", "sh", "-c", "echo $$; cat /proc/1/comm; ls -l /proc/1/fd | wc -l")
+    pid, comm, descriptors = done.out.split()
+    assert int(pid) > 1
+    assert comm == "nsagent-init"
+    assert int(descriptors) <= 6
+    _, process = started(jobs, "--init", "--", "sh", "-c", 'trap "exit 8" TERM; echo ready; while :; do sleep 0.05; done')
+    process.send_signal(signal.SIGTERM)
+    assert finish(process)[0] == 8
+    _, process = started(jobs, "--init", "--", "tail", "-f", ready)
+    process.send_signal(signal.SIGINT)
+    assert finish(process)[0] == 130
+    zombies = "for i in 1 2 3 4 5; do (sleep 0 &) ; done; sleep 0.3; cat /proc/[0-9]*/stat | grep -c ' Z ' || true"
+    assert jobs.run("--init", "--", "sh", "-c", zombies).out == "0\n"
+    unreaped = (
+        "import os, time, glob\n"
+        "if os.fork():\n  time.sleep(0.5)\n  print(sum(' Z ' in open(p).read() for p in glob.glob('/proc/[0-9]*/stat')))\n"
+        "else:\n  for i in range(5):\n    if not os.fork(): os._exit(0)\n  time.sleep(0.1); os._exit(0)"
+    )
+    assert int(jobs.run("--", "python3", "-c", unreaped).out) == 6  # the control: its own child and five orphans
+
+
+class Shell:
+    """An interactive shell on a pty, as a person has it."""
+
+    def __init__(self) -> None:
+        self.pid, self.fd = pty.fork()
+        if self.pid == 0:
+            os.environ["PS1"] = "OUT> "
+            os.execvp("bash", ["bash", "--norc", "--noprofile", "--noediting", "-i"])
+        self.seen = ""
+
+    def expect(self, text: str, deadline: float = 15.0) -> None:
+        end = time.monotonic() + deadline
+        while text not in self.seen:
+            assert time.monotonic() < end, f"no {text!r} in {self.seen!r}"
+            if select.select([self.fd], [], [], 0.1)[0]:
+                self.seen += os.read(self.fd, 4096).decode(errors="replace")
+        self.seen = self.seen.partition(text)[2]
+
+    def send(self, text: str) -> None:
+        os.write(self.fd, text.encode())
+
+    def close(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+        os.close(self.fd)
+        os.waitpid(self.pid, 0)
+
+
+@pytest.fixture
+def shell() -> Iterator[Shell]:
+    opened = Shell()
+    opened.expect("OUT> ")
+    yield opened
+    opened.close()
+
+
+def line(jobs: Jobs, *args: str) -> str:
+    import shlex
+
+    return shlex.join(jobs.argv(*args, report=False)[1])
+
+
+def test_ctrl_c_ends_a_sleep(jobs: Jobs, shell: Shell) -> None:
+    shell.send(line(jobs, "--", "sh", "-c", "echo up''per; exec sleep 1000") + "\n")
+    shell.expect("upper")
+    shell.send("\x03")
+    shell.expect("OUT> ")
+    shell.send("echo code=$?\n")
+    shell.expect("code=130")
+    assert jobs.cgroups() == []
+
+
+def test_ctrl_z_and_fg(jobs: Jobs, shell: Shell) -> None:
+    shell.send(line(jobs, "--", "sh", "-c", "echo up''per; read word; echo got-$word; exit 6") + "\n")
+    shell.expect("upper")
+    shell.send("\x1a")
+    shell.expect("Stopped")
+    shell.send("fg\n")
+    shell.expect("exit 6")
+    shell.send("hello\n")
+    shell.expect("got-hello")
+    shell.expect("OUT> ")
+    shell.send("echo code=$?\n")
+    shell.expect("code=6")
+
+
+def test_a_shell_inside_has_job_control_and_gives_the_terminal_back(jobs: Jobs, shell: Shell, tmp_path: Path) -> None:
+    inner = tmp_path / "shell"
+    inner.write_text("#!/bin/sh\nPS1='IN> ' exec bash --norc --noprofile --noediting -i\n")
+    inner.chmod(0o755)
+    shell.send(f"SHELL={inner} {line(jobs)}\n")  # no command: $SHELL
+    shell.expect("IN> ")
+    shell.send("echo pid=$$; sleep 1000\n")
+    shell.expect("pid=1")
+    time.sleep(0.2)
+    shell.send("\x03")
+    shell.expect("IN> ")
+    shell.send("echo code=$?; sleep 1000\n")
+    shell.expect("code=130")
+    time.sleep(0.2)
+    shell.send("\x1a")
+    shell.expect("Stopped")
+    shell.send("kill -9 %1; exit 5\n")
+    shell.send("exit 5\n")
+    shell.expect("OUT> ")
+    shell.send("echo code=$?; cat\n")
+    shell.expect("code=5")
+    shell.send("typed\n")
+    shell.expect("typed\r\ntyped")  # the terminal is the outer shell's again
+    shell.send("\x04")
+
+
+def test_a_background_job_that_reads_the_terminal_stops_without_spinning(jobs: Jobs, shell: Shell) -> None:
+    shell.send(line(jobs, "--", "cat") + " &\n")
+    shell.expect("OUT> ")
+    (record,) = support.wait_for(lambda: [r for r in jobs.registered() if r["pid"]], what="the job")
+
+    def state() -> str:
+        return Path(f"/proc/{record['pid']}/stat").read_text().rpartition(")")[2].split()[0]
+
+    support.wait_for(lambda: state() == "T", what="the stop of cat")
+    shell.send("fg\n")
+    shell.expect("cat")
+    support.wait_for(lambda: state() == "S", what="cat's wait for a line")
+    shell.send("hello\n")
+    shell.expect("hello\r\nhello")
+    shell.send("\x04")
+    shell.expect("OUT> ")
+    assert running("nosuch-marker") == []

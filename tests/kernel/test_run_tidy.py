@@ -1,0 +1,136 @@
+"""Nothing is left: after success, failure, a bomb, a daemon; and after SIGKILL of the launcher, when the next run has swept."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nsagent.launch import launcher
+from tests import support
+from tests.kernel.launching import Jobs, running
+
+pytestmark = pytest.mark.kernel
+
+
+@pytest.fixture
+def jobs(tmp_path: Path) -> Iterator[Jobs]:
+    support.require_root()
+    made = Jobs(tmp_path)
+    yield made
+    made.tidy()
+
+
+DAEMON = "setsid sh -c 'exec sleep {marker}' >/dev/null 2>&1 & sleep 0.2; echo started"
+
+
+@pytest.mark.parametrize("isolate", ["pid,mnt", "none"])
+def test_a_daemon_does_not_outlive_its_job(jobs: Jobs, isolate: str) -> None:
+    marker = f"7{os.getpid()}.{len(isolate)}"
+    control = subprocess.Popen(["sleep", marker])
+    try:
+        support.wait_for(lambda: running(marker) == [control.pid], what="the control: it would be seen")
+        done = jobs.run("--isolate", isolate, "--", "sh", "-c", DAEMON.format(marker=marker))
+        assert (done.code, done.out) == (0, "started\n")
+        assert running(marker) == [control.pid]
+    finally:
+        control.kill()
+        control.wait()
+    assert jobs.cgroups() == []
+
+
+BOMB = "import os\nwhile True:\n  try: os.fork()\n  except OSError: pass"
+
+
+@pytest.mark.parametrize("isolate", ["pid,mnt", "none"])
+def test_a_fork_bomb_under_pids_and_timeout(jobs: Jobs, isolate: str) -> None:
+    args = ["--isolate", isolate, "--pids", "60", "--timeout", "5s", "--stop-timeout", "300ms"]
+    done = jobs.run(*args, "--", "python3", "-c", BOMB)
+    assert (done.code, done.report["outcome"]) == (124, "timeout")
+    assert done.report["usage"]["pids_peak"] == 60  # the control: it was a bomb
+    assert jobs.cgroups() == []
+
+
+@pytest.mark.parametrize("more", [[], ["--isolate", "none"], ["--init"]])
+def test_kill_9_of_the_launcher_leaves_nothing_after_a_sweep(jobs: Jobs, more: list[str]) -> None:
+    marker = f"8{os.getpid()}.{len(more)}"
+    script = f"setsid sleep {marker} & echo ready; exec sleep {marker}"
+    name, argv = jobs.argv(*more, "--", "sh", "-c", script)
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    support.wait_for(lambda: len(running(marker)) >= 2)
+    assert jobs.cgroups(name)  # the control: there is something to sweep
+    process.kill()
+    process.wait()
+    assert jobs.registered()[0]["name"] == name
+    assert jobs.run("--", "true").code == 0  # sweeps
+    assert running(marker) == []
+    assert jobs.cgroups(name) == []
+    assert jobs.registered() == []
+    assert {job["outcome"] for job in jobs.registered("ended")} == {"abandoned", "success"}
+    process.stdout.close()
+
+
+def test_a_sweep_leaves_living_jobs_alone(jobs: Jobs) -> None:
+    name, argv = jobs.argv("--", "sh", "-c", "echo ready; read line; exit 5")
+    process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    assert launcher.sweep(str(jobs.state)) == []
+    assert jobs.run("--", "true").code == 0
+    assert jobs.cgroups(name)
+    process.communicate("go\n", timeout=30)
+    assert process.returncode == 5
+
+
+def test_cmd_dies_with_its_launcher_at_once(jobs: Jobs) -> None:
+    _, argv = jobs.argv("--", "sh", "-c", "echo ready; exec sleep 1000")
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    (record,) = jobs.registered()
+    pidfd = os.pidfd_open(record["pid"])
+    process.kill()
+    process.wait()
+    import select
+
+    assert select.select([pidfd], [], [], 10)[0], "CMD lives on"
+    os.close(pidfd)
+    process.stdout.close()
+    assert support.wait_for(lambda: launcher.sweep(str(jobs.state))) == [record["id"]]
+    assert jobs.cgroups() == []
+
+
+def test_kill_9_at_any_moment(jobs: Jobs) -> None:
+    """A launcher killed after 1, 2, 3... of its system calls' worth of time leaves what a sweep finds."""
+    killed = 0
+    for step in range(30):
+        _, argv = jobs.argv("--", "sleep", "1000")
+        process = subprocess.Popen(argv, stderr=subprocess.DEVNULL)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=0.05 + step * 0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        killed += bool(jobs.registered())
+    assert killed, "none of them got as far as registering"
+
+    def swept() -> bool:  # the child of the last one may hold the lock until it has noticed that the launcher died
+        launcher.sweep(str(jobs.state))
+        return not jobs.registered()
+
+    support.wait_for(swept, what="the end of every job")
+    assert jobs.cgroups() == []
+
+
+def test_200_runs_leave_no_cgroup_and_200_records(jobs: Jobs) -> None:
+    name, argv = jobs.argv("--", "true", report=False)
+    script = 'for i in $(seq 200); do "$@" 2>/dev/null || exit 1; done'
+    subprocess.run(["sh", "-c", script, "sh", *argv], check=True, timeout=300)
+    assert jobs.cgroups(name) == []
+    assert len(jobs.registered("ended")) == 200
+    assert jobs.registered() == []

@@ -1,0 +1,119 @@
+"""An ordinary user: a user namespace is added, limits need a delegated cgroup, and the report says what is missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import support
+
+pytestmark = pytest.mark.kernel
+
+NOBODY = 65534
+
+
+class Home:
+    """A copy of the package and its only dependency, readable by everybody, and a runtime directory of nobody's own."""
+
+    def __init__(self, directory: Path) -> None:
+        self.code = directory / "code"
+        self.runtime = directory / "runtime"
+        shutil.copytree(support.ROOT / "nsagent", self.code / "nsagent", ignore=shutil.ignore_patterns("__pycache__"))
+        import click
+
+        shutil.copytree(Path(click.__file__).parent, self.code / "click")
+        self.runtime.mkdir()
+        os.chown(self.runtime, NOBODY, NOBODY)
+
+    def run(self, *args: str, before: str = "") -> subprocess.CompletedProcess[str]:
+        """Run `nsagent run` as nobody; `before` is shell that root runs in the same process first."""
+        base = os.path.realpath(sys.executable)
+        start = "import sys; from nsagent.cli import main; sys.argv[0] = 'nsagent'; main()"
+        drop = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+        return subprocess.run(
+            ["sh", "-c", f'{before}\nexec "$@"', "sh", *drop, base, "-B", "-c", start, "run", *args],
+            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(self.code), "XDG_RUNTIME_DIR": str(self.runtime)},
+            cwd="/",
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+
+@pytest.fixture
+def home() -> Iterator[Home]:
+    support.require_root()
+    support.require(shutil.which("setpriv"), "setpriv (util-linux) is not installed")
+    directory = Path("/tmp") / support.unique_name("home")
+    directory.mkdir(mode=0o755)
+    made = Home(directory)
+    base = os.path.realpath(sys.executable)
+    probe = subprocess.run(
+        ["setpriv", f"--reuid={NOBODY}", "--clear-groups", f"--regid={NOBODY}", "unshare", "-U", base, "-c", ""],
+        check=False,
+        capture_output=True,
+    )
+    support.require(probe.returncode == 0, "this host lets no ordinary user make a user namespace")
+    yield made
+    shutil.rmtree(directory)
+
+
+def test_the_user_namespace_is_added(home: Home) -> None:
+    done = home.run("--", "sh", "-c", "echo $$; id -u; cat /proc/self/uid_map; ls -d /proc/[0-9]* | wc -l")
+    assert done.returncode == 0, done.stderr
+    pid, uid, mapping, processes = done.stdout.splitlines()
+    assert (pid, uid) == ("1", "0")
+    assert mapping.split() == ["0", str(NOBODY), "1"]
+    assert int(processes) <= 5
+    assert "a user namespace was added" in done.stderr
+    assert "no cgroup" in done.stderr
+    (record,) = [json.loads(p.read_text()) for p in (home.runtime / "nsagent" / "jobs" / "ended").iterdir()]
+    assert record["outcome"] == "success"
+    assert "user" in record["isolate"]
+
+
+def test_the_plan_says_so(home: Home) -> None:
+    done = home.run("--dry-run", "--", "true")
+    assert done.returncode == 0, done.stderr
+    assert "a user namespace was added" in done.stdout
+    assert f"uid 0 is {NOBODY} outside" in done.stdout
+
+
+def test_limits_without_a_delegated_cgroup_are_refused(home: Home) -> None:
+    done = home.run("--memory", "64M", "--", "echo", "ran")
+    assert done.returncode == 125
+    assert done.stdout == ""
+    first, second = done.stderr.splitlines()
+    assert first.startswith("error: ")
+    assert second.startswith("hint: ")
+    assert home.run("--", "echo", "ran").stdout == "ran\n"  # the control
+
+
+def test_limits_in_a_delegated_cgroup(home: Home, cgroup_name: str) -> None:
+    place = Path("/sys/fs/cgroup/pids") / cgroup_name
+    support.require(place.parent.is_dir(), "pids is not a v1 hierarchy")
+    place.mkdir()
+    for path in (place, place / "tasks", place / "cgroup.procs"):
+        os.chown(path, NOBODY, NOBODY)
+    script = "cat /proc/self/cgroup; sleep 0.2 & sleep 0.2 & sleep 0.2 & sleep 0.2 & wait"
+    done = home.run("--isolate", "pid", "--pids", "3", "--", "sh", "-c", script, before=f"echo $$ > {place}/tasks")
+    assert f"pids:/{cgroup_name}/nsagent/sh-" in done.stdout, done.stderr
+    assert "fork" in done.stderr.lower()
+    assert [p for p in (place / "nsagent").iterdir() if p.is_dir()] == []
+
+
+def test_nothing_is_left_without_a_cgroup(home: Home) -> None:
+    marker = f"6{os.getpid()}.5"
+    done = home.run("--isolate", "none", "--", "sh", "-c", f"(setsid sleep {marker} >/dev/null 2>&1 &); echo ran")
+    assert done.stdout == "ran\n", done.stderr
+    from tests.kernel.launching import running
+
+    assert running(marker) == []
