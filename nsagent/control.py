@@ -52,7 +52,7 @@ def socket_path(state_dir: str) -> str:
 class Subscription:
     """One reader's bounded queue of events. `fileno` polls readable while there may be some."""
 
-    def __init__(self, wanted: EventFilter, limit: int = _QUEUE) -> None:
+    def __init__(self, wanted: EventFilter, limit: int) -> None:
         self._wanted = wanted
         self._limit = limit
         self._events: collections.deque[SyscallEvent] = collections.deque()
@@ -90,10 +90,11 @@ class Subscription:
 
 
 class Hub:
-    """Hands each event to every subscription. `trace_all` is told whether one of them wants plain forks too."""
+    """Hands each event to every subscription, which holds at most `limit`. `trace_all` is told whether one wants plain forks."""
 
-    def __init__(self, trace_all: Callable[[bool], None]) -> None:
+    def __init__(self, trace_all: Callable[[bool], None], limit: int = _QUEUE) -> None:
         self._trace_all = trace_all
+        self._limit = limit
         self._lock = threading.Lock()
         self._subscriptions: list[Subscription] = []
         self._lost = 0
@@ -117,7 +118,7 @@ class Hub:
     @contextlib.contextmanager
     def subscribe(self, wanted: EventFilter) -> Iterator[Subscription]:
         """Receive what is published from here on, until the context ends."""
-        subscription = Subscription(wanted)
+        subscription = Subscription(wanted, self._limit)
         with self._lock:
             self._subscriptions.append(subscription)
             self._tell()

@@ -137,7 +137,7 @@ class Server:
             self._free.release()
 
     def _converse(self, client: socket.socket) -> None:
-        head, send_body, encoding = "", True, ""
+        send_body, encoding = True, ""
         try:
             request = read_request(client)
             send_body = request.method != "HEAD"
@@ -147,12 +147,9 @@ class Server:
                 encoding = "Content-Encoding: gzip\r\n"
         except BadRequest as error:
             answer = Answer(error.status, f"{error}\n".encode())
-        except Exception:  # a bug must cost one answer, not the server
-            log.exception("event=request_failed")
-            answer = Answer(500, b"internal error; see the agent's log\n")
-        head = _head(answer.status, answer.type, len(answer.body), encoding).decode()
+        head = _head(answer.status, answer.type, len(answer.body), encoding)
         client.settimeout(_ANSWER_SECONDS)  # sendall counts it over all of its sends
-        client.sendall(head.encode() + (answer.body if send_body else b""))
+        client.sendall(head + (answer.body if send_body else b""))
         client.shutdown(socket.SHUT_WR)
         if answer.status != 200:
             _drain(client)
@@ -163,7 +160,11 @@ class Server:
         path = request.path.partition("?")[0]
         if path == "/metrics":
             openmetrics = encode.accepts_openmetrics(request.headers.get("accept", ""))
-            return Answer(200, self._scrape(openmetrics), encode.OPENMETRICS if openmetrics else encode.TEXT)
+            try:
+                return Answer(200, self._scrape(openmetrics), encode.OPENMETRICS if openmetrics else encode.TEXT)
+            except Exception:  # a bug must cost one answer, not the server
+                log.exception("event=scrape_failed")
+                return Answer(500, b"internal error; see the agent's log\n")
         if path == "/-/healthy":
             return Answer(200, b"nsagent is healthy\n")
         if path == "/-/ready":
@@ -218,8 +219,6 @@ def read_request(client: socket.socket) -> Request:
     end = time.monotonic() + _HEADER_SECONDS
     data = b""
     while b"\r\n\r\n" not in data:
-        if len(data) > _HEADER_BYTES:
-            raise BadRequest(431)
         left = end - time.monotonic()
         if left <= 0:
             raise BadRequest(408)
@@ -231,6 +230,8 @@ def read_request(client: socket.socket) -> Request:
         if not chunk:
             raise ConnectionAbortedError(errno.ECONNABORTED, "the client went away")
         data += chunk
+        if len(data) > _HEADER_BYTES:
+            raise BadRequest(431)
     return parse_request(data.partition(b"\r\n\r\n")[0])
 
 
