@@ -18,6 +18,8 @@ from nsagent.kernel.attach import Attached
 from nsagent.kernel.ring import RingBuffer
 from nsagent.namespaces import CLONE_FLAGS, KINDS, NamespaceId, NamespaceKind
 
+SCHEMA = 1  # of a line of JSON, docs/events.md: higher when a field changes its meaning or goes, not when one is added
+
 # include/uapi/linux/sched.h; the CLONE_NEW* ones come from nsagent.namespaces.
 _OTHER_FLAGS = {
     0x00000100: "CLONE_VM",
@@ -113,13 +115,25 @@ class SyscallEvent:
         return self.retval < 0
 
     @property
+    def notable(self) -> bool:
+        """Shown without --all: it failed, or changed a namespace."""
+        return self.failed or bool(self.changes)
+
+    @property
+    def priority(self) -> int:
+        """syslog's LOG_INFO."""
+        return 6
+
+    @property
     def result(self) -> str:
         """`ok`, or the name of the errno."""
         return "ok" if self.retval >= 0 else errno.errorcode.get(-self.retval, str(-self.retval))
 
     def to_json(self) -> str:
-        """One line of JSON."""
+        """One line of JSON: docs/events.md."""
         document: dict[str, Any] = {
+            "schema": SCHEMA,
+            "type": "syscall",
             "time": self.time_ns / 1e9,
             "syscall": self.syscall,
             "via": self.via,
@@ -179,7 +193,7 @@ class EventFilter:
             (self.kind is None or self.kind in event.kinds)
             and (self.pid is None or self.pid in (event.pid, event.tid))
             and (not self.failed or event.failed)
-            and (self.all or event.failed or bool(event.changes))
+            and (self.all or event.notable)
         )
 
 

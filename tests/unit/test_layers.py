@@ -18,7 +18,7 @@ LAYERS = (  # from the bottom; a line may import what is above it here, and none
     {"libc", "errors"},
     {"kernel", "procfs", "namespaces", "config"},
     {"usage", "events", "cgroups", "jobs"},
-    {"procusage"},
+    {"procusage", "findings", "sinks"},
     {"sample"},
     {"metrics"},
     {"serve", "control", "doctor", "launch"},
