@@ -11,8 +11,7 @@ import fcntl
 import os
 import signal
 import struct
-from dataclasses import dataclass
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from nsagent import libc
 from nsagent.launch.handshake import Ended, Failed, Ready, encode
@@ -23,8 +22,7 @@ _IFF_UP = 0x1  # include/uapi/linux/if.h
 _SI_KERNEL = 0x80  # include/uapi/asm-generic/siginfo.h: sent by the kernel, as for a key on the terminal
 
 
-@dataclass(frozen=True, slots=True)
-class ChildPlan:
+class ChildPlan(NamedTuple):
     """All that the child does. Descriptors are the child's own ends; `parents` are the launcher's, closed first."""
 
     argv: tuple[bytes, ...]

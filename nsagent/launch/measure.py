@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import resource
 
@@ -115,4 +114,4 @@ def with_cgroup(usage: JobUsage, stats: CgroupStats) -> JobUsage:
             for device, counted in stats.io.devices.items()
             if counted.read_bytes is not None and counted.write_bytes is not None
         }
-    return dataclasses.replace(usage, **changes)  # type: ignore[arg-type]
+    return usage._replace(**changes)  # type: ignore[arg-type]

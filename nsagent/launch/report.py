@@ -8,15 +8,15 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 SCHEMA_VERSION: Final = 1
 
 
-@dataclass(frozen=True, slots=True)
-class JobUsage:
+class JobUsage(NamedTuple):
     """What the job used, read after its last process ended and before its cgroup was removed. ns and bytes.
 
     The `_source` fields say who counted: "cgroup" is the kernel's accounting of the whole job; "wait" is getrusage of CMD
@@ -34,7 +34,7 @@ class JobUsage:
     io_read_bytes: int | None = None
     io_write_bytes: int | None = None
     io_source: str | None = None
-    io_devices: dict[str, tuple[int, int]] = field(default_factory=dict)
+    io_devices: Mapping[str, tuple[int, int]] = MappingProxyType({})
     pids_peak: int | None = None
     throttled_ns: int | None = None
     throttled_periods: int | None = None
@@ -42,8 +42,7 @@ class JobUsage:
     oom_kills: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class NamespaceRef:
+class NamespaceRef(NamedTuple):
     """A namespace the job ran in. `id` is the kernel's number of it, never used again, where it has one; `new`: made for it."""
 
     inum: int
@@ -77,7 +76,7 @@ class RunResult:
 
 def to_dict(result: RunResult) -> dict[str, Any]:
     """Return the result as JSON has it: `schema`, then the fields by name, None left out."""
-    usage = {key: getattr(result.usage, key) for key in JobUsage.__slots__}
+    usage = result.usage._asdict()
     namespaces = {
         kind: {"inum": ref.inum, "new": ref.new} | ({} if ref.id is None else {"id": ref.id})
         for kind, ref in result.namespaces.items()
