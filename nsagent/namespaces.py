@@ -317,14 +317,14 @@ def walk_pids(procfs: str = "/proc") -> Iterator[int]:
     yield from sorted(int(name) for name in names if name.isdecimal())
 
 
-def read_pins(procfs: str = "/proc") -> dict[tuple[NamespaceKind, int], list[str]]:
-    """Return where namespaces are bind-mounted, by kind and inum, as process 1 of `procfs` and the caller see it.
+def read_pins(procfs: str = "/proc", readers: Iterable[int | str] = ("1", "self")) -> dict[tuple[NamespaceKind, int], list[str]]:
+    """Return where namespaces are bind-mounted, by kind and inum, as those processes see it: process 1 and the caller.
 
     `ip netns` and container engines keep namespaces alive so; /run/netns is one such place.
     """
     pins: dict[tuple[NamespaceKind, int], list[str]] = {}
     lines: dict[bytes, None] = {}
-    for reader in ("1", "self"):
+    for reader in readers:
         with contextlib.suppress(OSError), open(f"{procfs}/{reader}/mountinfo", "rb") as file:
             lines.update(dict.fromkeys(file.read().splitlines()))
     for line in lines:
