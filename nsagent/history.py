@@ -1,0 +1,262 @@
+"""Namespace history: who made each namespace, from where and by which call, who entered it, and when its last task was gone.
+
+Two sources feed it: the events of traced calls (`feed`) tell who and when, the readings of usage (`observe`) tell which
+namespaces have tasks. No single reading is believed alone where it may have raced: see `_quiet`.
+
+    <state-dir>/history.json   the records, written atomically at shutdown and now and then (`save`), read again at the next
+                               start of the same boot. A kill -9 costs what came after the last save, and no more.
+    <state-dir>/counts.json    counters, written before a sample shows them: they never fall, whatever ends the agent
+
+Memory is bounded: at most `limit` records of a few hundred bytes to two kilobytes. The oldest that ended go first and are
+counted in `evicted`; the counters do not depend on the records.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from nsagent.events import SyscallEvent, unpack_id
+from nsagent.namespaces import KINDS, NamespaceId, NamespaceKind
+from nsagent.records import Call, Counts, Entry, Member, Record, read_file, write_file
+from nsagent.usage import Usage
+
+log = logging.getLogger(__name__)
+
+LIMIT: Final = 4096
+_FORKS: Final = frozenset({"clone", "clone3", "fork", "vfork"})
+_CHILDRENS: Final = (NamespaceKind.PID, NamespaceKind.TIME)  # unshare and setns move the caller's children, not the caller
+_FLAGS: Final = tuple((at, kind, kind.flag) for at, kind in enumerate(KINDS))
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What metrics show. `created_ns` has the living namespaces whose making was seen; `joins` is by kind and crossing:
+    `to_host` (into a namespace of process 1), `into_container` (out of one), `sibling` (between others)."""
+
+    created_ns: Mapping[NamespaceId, int] = field(default_factory=dict)
+    ended: Mapping[NamespaceKind, int] = field(default_factory=dict)
+    joins: Mapping[tuple[NamespaceKind, str], int] = field(default_factory=dict)
+    records: int = 0
+    evicted: int = 0
+
+
+class History:
+    """The records. Safe from any thread; `feed` costs some microseconds an event."""
+
+    def __init__(
+        self,
+        host: Mapping[NamespaceKind, NamespaceId],
+        *,
+        path: str | None = None,
+        goes_on: bool = True,
+        counts: Counts | None = None,
+        limit: int = LIMIT,
+    ) -> None:
+        """`host` has the namespaces of process 1. `save` writes to `path`; what an earlier agent left there is read if it is of
+        this boot, and identities still mean the same (`goes_on`: the kernel has ns_id, or the programs were adopted)."""
+        self.counts = counts or Counts()
+        self.evicted = 0
+        self._host = {kind: namespace.id << 32 | namespace.inum for kind, namespace in host.items()}
+        self._path = path
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._records: dict[NamespaceId, Record] = {}
+        self._ended: dict[NamespaceId, None] = {}  # in the order of their end
+        self._unmet: dict[NamespaceId, None] = {}  # in the order of their making: no look has met a task there
+        self._quiet: set[NamespaceId] = set()  # the last look found no task there, and nothing that told why
+        self._looked_ns: int | None = None
+        self._changed = False
+        if path and goes_on and (document := read_file(path)):
+            self._restore(document)
+
+    def _restore(self, document: dict[str, Any]) -> None:
+        try:
+            self.evicted = int(document["evicted"])
+            for each in document["records"][-self._limit :]:
+                record = Record.from_json(each)
+                self._records[record.namespace] = record
+                if record.ended_ns:
+                    self._ended[record.namespace] = None
+                elif not record.live:
+                    self._unmet[record.namespace] = None
+        except (KeyError, TypeError, ValueError) as error:
+            log.warning("event=history_refused path=%s reason=%r", self._path, error)
+
+    def feed(self, events: Iterable[SyscallEvent]) -> None:
+        """Take note of the calls that changed namespaces."""
+        with self._lock:
+            for event in events:
+                if event.retval >= 0 and event.before != event.after:
+                    self._changed = True
+                    self._take(event)
+
+    def _take(self, event: SyscallEvent) -> None:
+        call = Call(event.time_ns, event.syscall, event.via, event.pid, event.tid, event.child_pid, event.uid, event.comm,
+                    event.argv, event.ancestors, event.cgroup_id)  # fmt: skip
+        fork = event.syscall in _FORKS
+        for at, kind, flag in _FLAGS:
+            old, new = event.before[at], event.after[at]
+            if old == new or not new:
+                continue
+            source, namespace = unpack_id(kind, old), unpack_id(kind, new)
+            record = self._records.get(namespace) or self._add(namespace, event.time_ns)
+            if fork:  # clone, fork and vfork have the exit signal where clone3 and unshare have CLONE_NEWTIME
+                made = event.flags & flag and (kind is not NamespaceKind.TIME or event.syscall == "clone3")
+                how = "made" if made else "born"
+            elif event.syscall == "unshare":
+                how = "made"
+            else:  # a change that no traced call explains may be either
+                how = "joined" if event.syscall == "setns" or record.made or record.live else "made"
+            entry = Entry(call, how, source)
+            if how == "made":
+                record.made = record.made or entry
+            else:
+                record.entries.append(entry)
+                record.joins += how == "joined"
+                record.born += how == "born"
+                self._revive(record)
+            if how == "joined":
+                self.counts.values[f"joins {kind} {self._crossing(kind, old, new)}"] += 1
+            if not fork and kind not in _CHILDRENS and (left := self._records.get(source)):
+                left.left = Entry(call, "left", namespace)
+
+    def _crossing(self, kind: NamespaceKind, old: int, new: int) -> str:
+        host = self._host.get(kind)
+        return "to_host" if new == host else "into_container" if old == host else "sibling"
+
+    def _add(self, namespace: NamespaceId, now_ns: int) -> Record:
+        while len(self._records) >= self._limit:
+            victim = next(iter(self._ended or self._unmet or self._records))
+            del self._records[victim]
+            self._ended.pop(victim, None)
+            self._unmet.pop(victim, None)
+            self.evicted += 1
+        record = self._records[namespace] = Record(namespace, now_ns)
+        self._unmet[namespace] = None
+        return record
+
+    def _revive(self, record: Record) -> None:
+        """Who enters a namespace that only a mount or a descriptor kept makes it live again."""
+        record.ended_ns, record.how = None, ""
+        self._ended.pop(record.namespace, None)
+
+    def observe(self, namespaces: Mapping[NamespaceId, Usage], now_ns: int) -> Figures:
+        """Compare with a reading of all namespaces that have, or since the load had, a task. One caller at a time."""
+        quiet: set[NamespaceId] = set()
+        created: dict[NamespaceId, int] = {}
+        with self._lock:
+            for namespace, used in namespaces.items():
+                record = self._records.get(namespace)
+                if used.threads:
+                    record = record or self._add(namespace, now_ns)
+                    self._meet(record)
+                    record.exited = used.threads_exited
+                    if record.made:
+                        created[namespace] = record.made.call.time_ns
+                elif namespace in self.counts.counted:
+                    continue
+                elif self._is_over(record, used, namespace):
+                    self._end(namespace, used, now_ns)
+                else:
+                    quiet.add(namespace)
+            if self._looked_ns is None:
+                self._end_unseen(namespaces, now_ns)
+            self._quiet = quiet
+            self.counts.counted &= namespaces.keys()
+            self._looked_ns = now_ns
+            self.counts.save()
+            return self._figures(created)
+
+    def _meet(self, record: Record) -> None:
+        if not record.live:
+            record.existed = record.made is None and self._looked_ns is None
+            record.live = self._changed = True
+            self._unmet.pop(record.namespace, None)
+        if record.ended_ns:
+            self._revive(record)
+        self.counts.counted.discard(record.namespace)
+
+    def _is_over(self, record: Record | None, used: Usage, namespace: NamespaceId) -> bool:
+        """Tell whether a namespace without tasks has really ended.
+
+        A task that was born into it, or entered it, after the pass had gone by has a row and was not counted: so where no
+        task is known to have left or exited, or more were born than exited, the next look decides.
+        """
+        gone = used.threads_exited > (record.exited if record else 0) or (record is not None and record.left is not None)
+        return namespace in self._quiet or (gone and used.threads_created <= used.threads_exited)
+
+    def _end(self, namespace: NamespaceId, used: Usage, now_ns: int) -> None:
+        self.counts.counted.add(namespace)
+        self.counts.values[f"ended {namespace.kind}"] += 1
+        record = self._records.get(namespace)
+        if record is None:
+            if len(self._records) >= self._limit:  # nothing is known of it, and others would have to go
+                return
+            record = self._add(namespace, now_ns)
+            record.existed = self._looked_ns is None
+        left = record.left.call.time_ns if record.left else 0
+        after = max(filter(None, (self._looked_ns, record.made and record.made.call.time_ns)), default=None)
+        if left and used.threads_exited == record.exited:
+            record.how, record.ended_ns = "left", (left, left)
+        else:
+            record.how, record.ended_ns = "exit" if used.threads_exited else "", (after, now_ns)
+        record.exited, record.live, self._changed = used.threads_exited, False, True
+        self._unmet.pop(namespace, None)
+        self._ended[namespace] = None
+
+    def _end_unseen(self, namespaces: Mapping[NamespaceId, Usage], now_ns: int) -> None:
+        """End what lived when an earlier agent was last heard of, and is in no row of programs loaded since."""
+        for namespace, record in self._records.items():
+            if record.live and namespace not in namespaces:
+                record.live, record.ended_ns, self._changed = False, (None, now_ns), True
+                self._ended[namespace] = None
+
+    def _figures(self, created: dict[NamespaceId, int]) -> Figures:
+        ended, joins = {}, {}
+        for name, value in self.counts.values.items():
+            match name.split():
+                case ["ended", kind]:
+                    ended[NamespaceKind(kind)] = value
+                case ["joins", kind, crossing]:
+                    joins[NamespaceKind(kind), crossing] = value
+        return Figures(created, ended, joins, len(self._records), self.evicted)
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether another look would tell more: a namespace was found without tasks and nothing told why."""
+        return bool(self._quiet)
+
+    def undescribed(self) -> bool:
+        """Tell whether there are living namespaces no member of which is known."""
+        with self._lock:
+            return any(record.live and not record.members for record in self._records.values())
+
+    def describe(self, members: Mapping[tuple[NamespaceKind, int], tuple[Member, ...]]) -> None:
+        """Remember who is in the living namespaces: their processes by kind and inum, the oldest first."""
+        with self._lock:
+            for record in self._records.values():
+                found = members.get(record.namespace[:2], ())
+                if found and not record.ended_ns and found != record.members:
+                    record.members, self._changed = found, True
+
+    def read(self, wanted: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+        """Return the records that have all of `wanted` (kind, inum, id), the first heard of first."""
+        with self._lock:
+            return [
+                record.to_json()
+                for record in self._records.values()
+                if all(getattr(record.namespace, name) == value for name, value in (wanted or {}).items())
+            ]
+
+    def save(self) -> None:
+        """Write the records if any changed since the last time; a failure is logged."""
+        with self._lock:
+            if not self._path or not self._changed:
+                return
+            records = [record.to_json() for record in self._records.values()]
+            self._changed = False
+        write_file(self._path, {"evicted": self.evicted, "records": records})

@@ -1,0 +1,340 @@
+"""Namespace history from made-up events and readings: who made what, who entered, when it ended, and what a restart keeps."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nsagent.events import SyscallEvent
+from nsagent.history import Figures, History
+from nsagent.namespaces import KINDS, NamespaceId, NamespaceKind
+from nsagent.records import Counts, Member, Record
+from nsagent.usage import Usage
+
+HOST = {kind: NamespaceId(kind, 1000 + at, 1) for at, kind in enumerate(KINDS)}
+UTS, PID, TIME, NET = NamespaceKind.UTS, NamespaceKind.PID, NamespaceKind.TIME, NamespaceKind.NET
+RUNNING = Usage(threads=1, processes=1)
+SECOND = 10**9
+
+
+def packed(namespace: NamespaceId) -> int:
+    return namespace.id << 32 | namespace.inum
+
+
+def event(
+    syscall: str,
+    *moves: tuple[NamespaceId, NamespaceId],
+    at: int = SECOND,
+    pid: int = 42,
+    child: int = 0,
+    flags: int | None = None,
+    retval: int = 0,
+) -> SyscallEvent:
+    """Return a call that moved from the first to the second namespace of each pair."""
+    before = {kind: packed(HOST[kind]) for kind in KINDS}
+    after = dict(before)
+    for old, new in moves:
+        before[old.kind], after[new.kind] = packed(old), packed(new)
+    asked = sum(new.kind.flag for _, new in moves) if flags is None else flags
+    return SyscallEvent(
+        at, syscall, pid, pid, 41, 0, "maker", asked, retval, child, 3, 0, 7, 99, tuple(before.values()), tuple(after.values()),
+        argv=("maker", "-x"), ancestors=((41, "shell"), (1, "init")),
+    )  # fmt: skip
+
+
+def new(kind: NamespaceKind, number: int = 2) -> NamespaceId:
+    return NamespaceId(kind, 5000, number)
+
+
+def only(history: History, namespace: NamespaceId) -> dict[str, Any]:
+    (record,) = history.read({"kind": namespace.kind, "inum": namespace.inum, "id": namespace.id})
+    return record
+
+
+def test_an_unshare_is_a_creation_with_its_whole_origin() -> None:
+    history = History(HOST)
+    history.feed([event("unshare", (HOST[UTS], new(UTS)))])
+    record = only(history, new(UTS))
+    made = record["created"]
+    assert made["time"] == 1.0
+    assert (made["syscall"], made["how"], made["pid"], made["comm"], made["argv"]) == (
+        "unshare",
+        "made",
+        42,
+        "maker",
+        ["maker", "-x"],
+    )
+    assert made["ancestors"] == [{"pid": 41, "comm": "shell"}, {"pid": 1, "comm": "init"}]
+    assert made["from"] == {"kind": "uts", "inum": HOST[UTS].inum, "id": 1}
+    assert record["state"] == "new"
+    assert (record["existed"], record["joins"], record["ended"]) == (False, 0, None)
+
+
+@pytest.mark.parametrize(
+    ("syscall", "flags", "how"),
+    [("clone", TIME.flag, "born"), ("clone3", TIME.flag, "made"), ("unshare", TIME.flag, "made"), ("fork", 0, "born")],
+)
+def test_the_exit_signal_of_clone_is_no_new_time_namespace(syscall: str, flags: int, how: str) -> None:
+    history = History(HOST)
+    history.feed([event(syscall, (HOST[TIME], new(TIME)), flags=flags, child=43)])
+    record = only(history, new(TIME))
+    assert (record["created"] is not None) == (how == "made")
+    assert record["born"] == (how == "born")
+
+
+def test_the_first_child_of_an_unshared_pid_namespace_is_born_not_the_maker() -> None:
+    history = History(HOST)
+    history.feed(
+        [
+            event("unshare", (HOST[PID], new(PID)), at=1),
+            event("clone", (HOST[PID], new(PID)), at=2, child=43, flags=0),
+        ]
+    )
+    record = only(history, new(PID))
+    made, entered = record["created"], record["entered"]
+    assert made["syscall"] == "unshare"
+    assert [(entry["how"], entry["child_pid"]) for entry in entered] == [("born", 43)]
+    assert record["joins"] == 0
+    assert record["left"] is None
+
+
+def test_joins_are_kept_bounded_and_counted_in_full_by_crossing() -> None:
+    history = History(HOST)
+    inside, other = new(NET), new(NET, 3)
+    history.feed([event("setns", (HOST[NET], inside), pid=pid) for pid in range(100, 200)])
+    history.feed([event("setns", (inside, HOST[NET])), event("setns", (inside, other)), event("setns", (other, inside))])
+    record = only(history, inside)
+    entered = record["entered"]
+    assert record["joins"] == 101
+    assert [entry["pid"] for entry in entered] == [*range(185, 200), 42]
+    assert history.observe({}, SECOND).joins == {(NET, "into_container"): 100, (NET, "to_host"): 1, (NET, "sibling"): 2}
+
+
+def test_failed_calls_and_plain_forks_leave_no_trace() -> None:
+    history = History(HOST)
+    history.feed([event("setns", (HOST[NET], new(NET)), retval=-1), event("fork", child=43)])
+    assert history.read() == []
+
+
+def test_a_join_that_comes_before_its_creation_is_completed_by_it() -> None:
+    """Two CPUs write to the ring buffer: the child's setns may stand before the end of the clone that made the namespace."""
+    history = History(HOST)
+    history.feed([event("setns", (HOST[UTS], new(UTS)), at=3), event("clone", (HOST[UTS], new(UTS)), at=2, child=43)])
+    record = only(history, new(UTS))
+    made = record["created"]
+    assert (made["syscall"], record["joins"]) == ("clone", 1)
+
+
+def test_what_no_call_explains_is_made_if_new_else_joined() -> None:
+    history = History(HOST)
+    history.feed([event("unseen", (HOST[UTS], new(UTS)), flags=0), event("unseen", (HOST[UTS], new(UTS)), flags=0, pid=50)])
+    record = only(history, new(UTS))
+    made = record["created"]
+    assert (made["syscall"], record["joins"]) == ("unseen", 1)
+
+
+def test_the_first_look_tells_what_existed() -> None:
+    history = History(HOST)
+    history.feed([event("unshare", (HOST[UTS], new(UTS)))])
+    history.observe({HOST[UTS]: RUNNING, new(UTS): RUNNING}, 2 * SECOND)
+    history.observe({HOST[UTS]: RUNNING, new(UTS): RUNNING, new(NET): RUNNING}, 3 * SECOND)
+    assert [(r["kind"], r["inum"], r["existed"]) for r in history.read()] == [
+        ("uts", 5000, False),
+        ("uts", HOST[UTS].inum, True),
+        ("net", 5000, False),
+    ]
+    assert only(history, new(NET))["created"] is None
+
+
+def test_an_exit_ends_between_two_looks() -> None:
+    history = History(HOST)
+    history.feed([event("unshare", (HOST[UTS], new(UTS)))])
+    figures = history.observe({new(UTS): RUNNING}, 2 * SECOND)
+    assert figures.created_ns == {new(UTS): SECOND}
+    assert only(history, new(UTS))["state"] == "live"
+    figures = history.observe({new(UTS): Usage(threads_exited=1)}, 4 * SECOND)
+    record = only(history, new(UTS))
+    assert (record["state"], record["ended"]) == ("ended", {"after": 2.0, "by": 4.0, "how": "exit"})
+    assert figures.ended == {UTS: 1}
+    assert figures.created_ns == {}
+    assert history.observe({new(UTS): Usage(threads_exited=1)}, 5 * SECOND).ended == {UTS: 1}
+    assert history.observe({}, 6 * SECOND).ended == {UTS: 1}
+
+
+def test_one_that_lived_between_two_looks_ends_after_its_creation() -> None:
+    history = History(HOST)
+    history.observe({}, SECOND)
+    history.feed([event("unshare", (HOST[UTS], new(UTS)), at=2 * SECOND)])
+    history.observe({new(UTS): Usage(threads_exited=1)}, 3 * SECOND)
+    assert only(history, new(UTS))["ended"] == {"after": 2.0, "by": 3.0, "how": "exit"}
+
+
+def test_who_leaves_last_ends_it_at_that_moment() -> None:
+    history = History(HOST)
+    history.observe({}, 1)
+    first, second = new(UTS), new(UTS, 3)
+    history.feed([event("unshare", (HOST[UTS], first), at=SECOND), event("unshare", (first, second), at=2 * SECOND)])
+    history.observe({first: Usage(), second: RUNNING}, 9 * SECOND)
+    record = only(history, first)
+    left = record["left"]
+    assert record["ended"] == {"after": 2.0, "by": 2.0, "how": "left"}
+    assert left["to"] == {"kind": "uts", "inum": 5000, "id": 3}
+    assert only(history, second)["state"] == "live"
+
+
+def test_a_birth_that_races_with_the_pass_is_no_end() -> None:
+    """Its task was born behind the pass: the row exists, the gauge is 0. The next look counts it; a third finds it gone."""
+    history = History(HOST)
+    history.feed([event("clone3", (HOST[UTS], new(UTS)), child=43)])
+    assert history.observe({new(UTS): Usage(threads_created=1)}, 2 * SECOND).ended == {}
+    assert history.unsettled
+    assert history.observe({new(UTS): Usage(threads_created=1, threads=1)}, 3 * SECOND).ended == {}
+    assert not history.unsettled
+    assert history.observe({new(UTS): Usage(threads_created=1, threads_exited=1)}, 4 * SECOND).ended == {UTS: 1}
+
+
+def test_a_second_quiet_look_ends_it_without_more_evidence() -> None:
+    history = History(HOST)
+    history.observe({new(UTS): RUNNING}, 1)
+    assert history.observe({new(UTS): Usage()}, 2).ended == {}
+    assert history.observe({new(UTS): Usage()}, 3).ended == {UTS: 1}
+
+
+def test_a_pinned_namespace_lives_again_and_ends_again() -> None:
+    history = History(HOST)
+    history.observe({new(NET): RUNNING}, 1)
+    history.observe({new(NET): Usage(threads_exited=1)}, 2)
+    history.feed([event("setns", (HOST[NET], new(NET)), at=3)])
+    assert only(history, new(NET))["ended"] is None
+    history.observe({new(NET): Usage(threads_exited=1, threads=1)}, 4)
+    assert only(history, new(NET))["state"] == "live"
+    assert history.observe({new(NET): Usage(threads_exited=2)}, 5).ended == {NET: 2}
+
+
+def test_one_number_five_times_is_five_namespaces() -> None:
+    history = History(HOST)
+    for number in range(2, 7):
+        history.feed([event("unshare", (HOST[UTS], new(UTS, number)), at=number * SECOND, pid=number)])
+    history.observe({new(UTS, number): Usage(threads_exited=1) for number in range(2, 7)}, 10 * SECOND)
+    records = history.read({"inum": 5000})
+    assert [record["id"] for record in records] == [2, 3, 4, 5, 6]
+    assert [record["created"]["pid"] for record in records] == [2, 3, 4, 5, 6]
+    assert {record["state"] for record in records} == {"ended"}
+
+
+def test_memory_is_bounded_and_the_oldest_that_ended_go_first() -> None:
+    history = History(HOST, limit=10)
+    history.observe({new(UTS, 100): RUNNING, new(UTS, 101): RUNNING}, 1)
+    for number in range(8):
+        history.feed([event("unshare", (HOST[UTS], new(UTS, number)))])
+    looked = {new(UTS, 100): RUNNING, new(UTS, 101): Usage(threads_exited=1), new(UTS, 7): RUNNING}
+    history.observe(looked, 2)
+    history.feed([event("unshare", (HOST[UTS], new(UTS, 50)))])
+    assert [record["id"] for record in history.read()] == [100, 0, 1, 2, 3, 4, 5, 6, 7, 50]
+    history.feed([event("unshare", (HOST[UTS], new(UTS, number))) for number in range(51, 58)])
+    assert [record["id"] for record in history.read()] == [100, 7, *range(50, 58)]
+    assert (history.evicted, len(history.read())) == (8, 10)
+    assert history.observe(looked, 3) == Figures({new(UTS, 7): SECOND}, {UTS: 1}, {}, 10, 8)
+
+
+def test_members_are_remembered_after_the_end() -> None:
+    history = History(HOST)
+    history.observe({new(UTS): RUNNING}, 1)
+    assert history.undescribed()
+    history.describe({(UTS, 5000): (Member(43, "sleep", ("sleep", "9")),)})
+    assert not history.undescribed()
+    history.observe({new(UTS): Usage(threads_exited=1)}, 2)
+    history.describe({(UTS, 5000): (Member(99, "other", ()),)})  # the number is another namespace's now
+    assert only(history, new(UTS))["members"] == [{"pid": 43, "comm": "sleep", "argv": ["sleep", "9"]}]
+
+
+def full(path: str | None = None, counts: Counts | None = None) -> History:
+    history = History(HOST, path=path, counts=counts)
+    history.observe({HOST[UTS]: RUNNING}, SECOND)
+    history.feed([event("unshare", (HOST[UTS], new(UTS)), at=2 * SECOND), event("setns", (HOST[NET], new(NET)), at=3 * SECOND)])
+    history.feed(
+        [event("unshare", (new(UTS), new(UTS, 3)), at=4 * SECOND), event("clone", (HOST[PID], new(PID)), child=43, flags=0)]
+    )
+    history.observe({HOST[UTS]: RUNNING, new(UTS): Usage(), new(UTS, 3): RUNNING, new(NET): RUNNING}, 5 * SECOND)
+    history.describe({(UTS, 5000): (Member(43, "b\udcffd", ("a\nb",)),)})
+    return history
+
+
+def test_a_restart_goes_on_where_the_last_save_was(tmp_path: Path) -> None:
+    path = str(tmp_path / "history.json")
+    history = full(path)
+    history.save()
+    again = History(HOST, path=path)
+    assert again.read() == history.read()
+    again.observe({HOST[UTS]: RUNNING, new(UTS, 3): Usage(threads_exited=1)}, 6 * SECOND)
+    states = {(record["kind"], record["id"]): record["state"] for record in again.read()}
+    assert states == {("uts", 1): "live", ("uts", 2): "ended", ("net", 2): "ended", ("uts", 3): "ended", ("pid", 2): "new"}
+    assert [path.name for path in tmp_path.iterdir()] == ["history.json"]
+
+
+def test_every_record_survives_json() -> None:
+    for document in full().read():
+        assert Record.from_json(json.loads(json.dumps(document))).to_json() == document
+
+
+@pytest.mark.parametrize("spoil", ["boot_id", "version", "records", "all", "goes_on"])
+def test_what_is_not_of_this_boot_or_broken_is_left_alone(tmp_path: Path, spoil: str) -> None:
+    path = tmp_path / "history.json"
+    full(str(path)).save()
+    document = json.loads(path.read_text())
+    if spoil == "records":
+        document["records"][0]["kind"] = "no kind"
+    elif spoil in document:
+        document[spoil] = "another"
+    path.write_text("{" if spoil == "all" else json.dumps(document))
+    assert History(HOST, path=str(path), goes_on=spoil != "goes_on").read() == []
+
+
+def test_counters_survive_a_kill_and_count_no_end_twice(tmp_path: Path) -> None:
+    path = str(tmp_path / "counts.json")
+    last = {HOST[UTS]: RUNNING, new(UTS): Usage(), new(UTS, 3): RUNNING}
+    before = full(counts=Counts(path)).observe(last, 6 * SECOND)
+    assert (before.ended, before.joins) == ({UTS: 1}, {(NET, "into_container"): 1})
+    after = History(HOST, counts=Counts(path, goes_on=True)).observe(last, 7 * SECOND)
+    assert (after.ended, after.joins) == (before.ended, before.joins)
+    fresh = History(HOST, counts=Counts(path)).observe({}, 7 * SECOND)
+    assert (fresh.ended, fresh.joins) == ({}, {})
+
+
+def test_rise_never_falls() -> None:
+    counts = Counts()
+    assert [counts.rise("x", value) for value in (3, 2, 5)] == [3, 3, 5]
+
+
+def test_a_directory_that_is_gone_costs_the_file_and_nothing_else(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    history = full(str(tmp_path / "gone" / "history.json"), Counts(str(tmp_path / "gone" / "counts.json")))
+    history.save()
+    assert len(history.read()) == 5
+    assert "state_not_written" in caplog.text
+
+
+def test_readers_and_writers_meet() -> None:
+    history = History(HOST, limit=64)
+    done = threading.Event()
+    failures: list[BaseException] = []
+
+    def read() -> None:
+        try:
+            while not done.is_set():
+                history.read()
+                history.observe({HOST[UTS]: RUNNING, new(UTS, 7): Usage()}, 1)
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    for number in range(3000):
+        history.feed([event("unshare", (new(UTS, number), new(UTS, number + 1)))])
+    done.set()
+    thread.join()
+    assert failures == []
+    assert len(history.read()) == 64
