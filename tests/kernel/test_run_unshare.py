@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import socket
 import subprocess
+import sys
 
 import pytest
 
@@ -28,10 +29,11 @@ def test_it_is_in_place() -> None:
 
 
 def test_all_kinds_change_as_the_call_has_it() -> None:
-    # pid is that of the next child, and has no link before there is one: see the next test
+    # pid is that of the next child, and has no link before there is one: see the next test. CMD must not fork for the
+    # same reason: once a first child has ended, its namespace takes no other.
     kinds = [kind for kind in KINDS if kind != "pid"]
     script = f"import os; print([os.readlink('/proc/self/ns/' + kind) for kind in {kinds}], os.readlink('/proc/self/ns/pid'))"
-    done = support.run_nsagent("unshare", "all", "--", "python3", "-c", script)
+    done = support.run_nsagent("unshare", "all", "--", sys.executable, "-c", script)
     *new, pid = [int(inum) for inum in re.findall(r"\[(\d+)\]", done.stdout)]
     host = host_inums()
     assert len(new) == len(kinds), done.stderr
