@@ -32,7 +32,7 @@ def machine() -> list[str]:
         f"processor: {model}, {os.cpu_count()} CPUs, {memory:.0f} GiB",
         f"kernel: {platform.release()} ({platform.machine()})",
         f"userland: {release.get('PRETTY_NAME', 'unknown').strip(chr(34))}, Python {platform.python_version()}",
-        f"nsagent: {nsagent.__version__}, measured {datetime.date.today().isoformat()}",
+        f"nsagent: {nsagent.__version__}, measured {datetime.date.today().isoformat()}, load average {os.getloadavg()[0]:.1f}",
     ]
 
 
@@ -76,6 +76,8 @@ def main(names: list[str]) -> int:
         return 1
     lines = ["# Performance", "", "Written by `make bench`. Medians and ratios of one run on one machine:", ""]
     lines += [f"- {line}" for line in machine()]
+    if os.getloadavg()[0] > 1:
+        lines += ["", "**The machine was not idle:** run `make bench` again on one that is before quoting anything here."]
     lines += ["", "Cases are measured in turns, so that a slow moment hits all of them. Ratios carry over, times do not.", ""]
     for name in names or known:
         lines += section(importlib.import_module(f"bench.bench_{name}"))
