@@ -35,7 +35,7 @@ _FLAGS: Final = tuple((at, kind, kind.flag) for at, kind in enumerate(KINDS))
 @dataclass(frozen=True, slots=True)
 class Figures:
     """What metrics show. `created_ns` has the living namespaces whose making was seen; `joins` is by kind and crossing:
-    `to_host` (into a namespace of process 1), `into_container` (out of one), `sibling` (between others)."""
+    `to_host` (into an initial namespace), `into_container` (out of one), `sibling` (between others)."""
 
     created_ns: Mapping[NamespaceId, int] = field(default_factory=dict)
     ended: Mapping[NamespaceKind, int] = field(default_factory=dict)
@@ -49,18 +49,18 @@ class History:
 
     def __init__(
         self,
-        host: Mapping[NamespaceKind, NamespaceId],
+        host: Mapping[NamespaceKind, int],
         *,
         path: str | None = None,
         goes_on: bool = True,
         counts: Counts | None = None,
         limit: int = LIMIT,
     ) -> None:
-        """`host` has the namespaces of process 1. `save` writes to `path`; what an earlier agent left there is read if it is of
+        """`host` has the inums of the initial namespaces, which never end. `save` writes to `path`; what an earlier agent left there is read if it is of
         this boot, and identities still mean the same (`goes_on`: the kernel has ns_id, or the programs were adopted)."""
         self.counts = counts or Counts()
         self.evicted = 0
-        self._host = {kind: namespace.id << 32 | namespace.inum for kind, namespace in host.items()}
+        self._host = dict(host)
         self._path = path
         self._limit = limit
         self._lock = threading.Lock()
@@ -120,13 +120,13 @@ class History:
                 record.born += how == "born"
                 self._revive(record)
             if how == "joined":
-                self.counts.values[f"joins {kind} {self._crossing(kind, old, new)}"] += 1
+                self.counts.values[f"joins {kind} {self._crossing(source, namespace)}"] += 1
             if not fork and kind not in _CHILDRENS and (left := self._records.get(source)):
                 left.left = Entry(call, "left", namespace)
 
-    def _crossing(self, kind: NamespaceKind, old: int, new: int) -> str:
-        host = self._host.get(kind)
-        return "to_host" if new == host else "into_container" if old == host else "sibling"
+    def _crossing(self, old: NamespaceId, new: NamespaceId) -> str:
+        host = self._host.get(new.kind)
+        return "to_host" if new.inum == host else "into_container" if old.inum == host else "sibling"
 
     def _add(self, namespace: NamespaceId, now_ns: int) -> Record:
         while len(self._records) >= self._limit:

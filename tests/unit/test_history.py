@@ -16,6 +16,7 @@ from nsagent.records import Counts, Member, Record
 from nsagent.usage import Usage
 
 HOST = {kind: NamespaceId(kind, 1000 + at, 1) for at, kind in enumerate(KINDS)}
+INUMS = {kind: namespace.inum for kind, namespace in HOST.items()}
 UTS, PID, TIME, NET = NamespaceKind.UTS, NamespaceKind.PID, NamespaceKind.TIME, NamespaceKind.NET
 RUNNING = Usage(threads=1, processes=1)
 SECOND = 10**9
@@ -56,7 +57,7 @@ def only(history: History, namespace: NamespaceId) -> dict[str, Any]:
 
 
 def test_an_unshare_is_a_creation_with_its_whole_origin() -> None:
-    history = History(HOST)
+    history = History(INUMS)
     history.feed([event("unshare", (HOST[UTS], new(UTS)))])
     record = only(history, new(UTS))
     made = record["created"]
@@ -79,7 +80,7 @@ def test_an_unshare_is_a_creation_with_its_whole_origin() -> None:
     [("clone", TIME.flag, "born"), ("clone3", TIME.flag, "made"), ("unshare", TIME.flag, "made"), ("fork", 0, "born")],
 )
 def test_the_exit_signal_of_clone_is_no_new_time_namespace(syscall: str, flags: int, how: str) -> None:
-    history = History(HOST)
+    history = History(INUMS)
     history.feed([event(syscall, (HOST[TIME], new(TIME)), flags=flags, child=43)])
     record = only(history, new(TIME))
     assert (record["created"] is not None) == (how == "made")
@@ -87,7 +88,7 @@ def test_the_exit_signal_of_clone_is_no_new_time_namespace(syscall: str, flags: 
 
 
 def test_the_first_child_of_an_unshared_pid_namespace_is_born_not_the_maker() -> None:
-    history = History(HOST)
+    history = History(INUMS)
     history.feed(
         [
             event("unshare", (HOST[PID], new(PID)), at=1),
@@ -103,7 +104,7 @@ def test_the_first_child_of_an_unshared_pid_namespace_is_born_not_the_maker() ->
 
 
 def test_joins_are_kept_bounded_and_counted_in_full_by_crossing() -> None:
-    history = History(HOST)
+    history = History(INUMS)
     inside, other = new(NET), new(NET, 3)
     history.feed([event("setns", (HOST[NET], inside), pid=pid) for pid in range(100, 200)])
     history.feed([event("setns", (inside, HOST[NET])), event("setns", (inside, other)), event("setns", (other, inside))])
@@ -115,14 +116,14 @@ def test_joins_are_kept_bounded_and_counted_in_full_by_crossing() -> None:
 
 
 def test_failed_calls_and_plain_forks_leave_no_trace() -> None:
-    history = History(HOST)
+    history = History(INUMS)
     history.feed([event("setns", (HOST[NET], new(NET)), retval=-1), event("fork", child=43)])
     assert history.read() == []
 
 
 def test_a_join_that_comes_before_its_creation_is_completed_by_it() -> None:
     """Two CPUs write to the ring buffer: the child's setns may stand before the end of the clone that made the namespace."""
-    history = History(HOST)
+    history = History(INUMS)
     history.feed([event("setns", (HOST[UTS], new(UTS)), at=3), event("clone", (HOST[UTS], new(UTS)), at=2, child=43)])
     record = only(history, new(UTS))
     made = record["created"]
@@ -130,7 +131,7 @@ def test_a_join_that_comes_before_its_creation_is_completed_by_it() -> None:
 
 
 def test_what_no_call_explains_is_made_if_new_else_joined() -> None:
-    history = History(HOST)
+    history = History(INUMS)
     history.feed([event("unseen", (HOST[UTS], new(UTS)), flags=0), event("unseen", (HOST[UTS], new(UTS)), flags=0, pid=50)])
     record = only(history, new(UTS))
     made = record["created"]
@@ -138,7 +139,7 @@ def test_what_no_call_explains_is_made_if_new_else_joined() -> None:
 
 
 def test_the_first_look_tells_what_existed() -> None:
-    history = History(HOST)
+    history = History(INUMS)
     history.feed([event("unshare", (HOST[UTS], new(UTS)))])
     history.observe({HOST[UTS]: RUNNING, new(UTS): RUNNING}, 2 * SECOND)
     history.observe({HOST[UTS]: RUNNING, new(UTS): RUNNING, new(NET): RUNNING}, 3 * SECOND)
@@ -151,7 +152,7 @@ def test_the_first_look_tells_what_existed() -> None:
 
 
 def test_an_exit_ends_between_two_looks() -> None:
-    history = History(HOST)
+    history = History(INUMS)
     history.feed([event("unshare", (HOST[UTS], new(UTS)))])
     figures = history.observe({new(UTS): RUNNING}, 2 * SECOND)
     assert figures.created_ns == {new(UTS): SECOND}
@@ -166,7 +167,7 @@ def test_an_exit_ends_between_two_looks() -> None:
 
 
 def test_one_that_lived_between_two_looks_ends_after_its_creation() -> None:
-    history = History(HOST)
+    history = History(INUMS)
     history.observe({}, SECOND)
     history.feed([event("unshare", (HOST[UTS], new(UTS)), at=2 * SECOND)])
     history.observe({new(UTS): Usage(threads_exited=1)}, 3 * SECOND)
@@ -174,7 +175,7 @@ def test_one_that_lived_between_two_looks_ends_after_its_creation() -> None:
 
 
 def test_who_leaves_last_ends_it_at_that_moment() -> None:
-    history = History(HOST)
+    history = History(INUMS)
     history.observe({}, 1)
     first, second = new(UTS), new(UTS, 3)
     history.feed([event("unshare", (HOST[UTS], first), at=SECOND), event("unshare", (first, second), at=2 * SECOND)])
@@ -188,7 +189,7 @@ def test_who_leaves_last_ends_it_at_that_moment() -> None:
 
 def test_a_birth_that_races_with_the_pass_is_no_end() -> None:
     """Its task was born behind the pass: the row exists, the gauge is 0. The next look counts it; a third finds it gone."""
-    history = History(HOST)
+    history = History(INUMS)
     history.feed([event("clone3", (HOST[UTS], new(UTS)), child=43)])
     assert history.observe({new(UTS): Usage(threads_created=1)}, 2 * SECOND).ended == {}
     assert history.unsettled
@@ -198,14 +199,14 @@ def test_a_birth_that_races_with_the_pass_is_no_end() -> None:
 
 
 def test_a_second_quiet_look_ends_it_without_more_evidence() -> None:
-    history = History(HOST)
+    history = History(INUMS)
     history.observe({new(UTS): RUNNING}, 1)
     assert history.observe({new(UTS): Usage()}, 2).ended == {}
     assert history.observe({new(UTS): Usage()}, 3).ended == {UTS: 1}
 
 
 def test_a_pinned_namespace_lives_again_and_ends_again() -> None:
-    history = History(HOST)
+    history = History(INUMS)
     history.observe({new(NET): RUNNING}, 1)
     history.observe({new(NET): Usage(threads_exited=1)}, 2)
     history.feed([event("setns", (HOST[NET], new(NET)), at=3)])
@@ -216,7 +217,7 @@ def test_a_pinned_namespace_lives_again_and_ends_again() -> None:
 
 
 def test_one_number_five_times_is_five_namespaces() -> None:
-    history = History(HOST)
+    history = History(INUMS)
     for number in range(2, 7):
         history.feed([event("unshare", (HOST[UTS], new(UTS, number)), at=number * SECOND, pid=number)])
     history.observe({new(UTS, number): Usage(threads_exited=1) for number in range(2, 7)}, 10 * SECOND)
@@ -227,7 +228,7 @@ def test_one_number_five_times_is_five_namespaces() -> None:
 
 
 def test_memory_is_bounded_and_the_oldest_that_ended_go_first() -> None:
-    history = History(HOST, limit=10)
+    history = History(INUMS, limit=10)
     history.observe({new(UTS, 100): RUNNING, new(UTS, 101): RUNNING}, 1)
     for number in range(8):
         history.feed([event("unshare", (HOST[UTS], new(UTS, number)))])
@@ -242,7 +243,7 @@ def test_memory_is_bounded_and_the_oldest_that_ended_go_first() -> None:
 
 
 def test_members_are_remembered_after_the_end() -> None:
-    history = History(HOST)
+    history = History(INUMS)
     history.observe({new(UTS): RUNNING}, 1)
     assert history.undescribed()
     history.describe({(UTS, 5000): (Member(43, "sleep", ("sleep", "9")),)})
@@ -253,7 +254,7 @@ def test_members_are_remembered_after_the_end() -> None:
 
 
 def full(path: str | None = None, counts: Counts | None = None) -> History:
-    history = History(HOST, path=path, counts=counts)
+    history = History(INUMS, path=path, counts=counts)
     history.observe({HOST[UTS]: RUNNING}, SECOND)
     history.feed([event("unshare", (HOST[UTS], new(UTS)), at=2 * SECOND), event("setns", (HOST[NET], new(NET)), at=3 * SECOND)])
     history.feed(
@@ -268,7 +269,7 @@ def test_a_restart_goes_on_where_the_last_save_was(tmp_path: Path) -> None:
     path = str(tmp_path / "history.json")
     history = full(path)
     history.save()
-    again = History(HOST, path=path)
+    again = History(INUMS, path=path)
     assert again.read() == history.read()
     again.observe({HOST[UTS]: RUNNING, new(UTS, 3): Usage(threads_exited=1)}, 6 * SECOND)
     states = {(record["kind"], record["id"]): record["state"] for record in again.read()}
@@ -291,7 +292,7 @@ def test_what_is_not_of_this_boot_or_broken_is_left_alone(tmp_path: Path, spoil:
     elif spoil in document:
         document[spoil] = "another"
     path.write_text("{" if spoil == "all" else json.dumps(document))
-    assert History(HOST, path=str(path), goes_on=spoil != "goes_on").read() == []
+    assert History(INUMS, path=str(path), goes_on=spoil != "goes_on").read() == []
 
 
 def test_counters_survive_a_kill_and_count_no_end_twice(tmp_path: Path) -> None:
@@ -299,9 +300,9 @@ def test_counters_survive_a_kill_and_count_no_end_twice(tmp_path: Path) -> None:
     last = {HOST[UTS]: RUNNING, new(UTS): Usage(), new(UTS, 3): RUNNING}
     before = full(counts=Counts(path)).observe(last, 6 * SECOND)
     assert (before.ended, before.joins) == ({UTS: 1}, {(NET, "into_container"): 1})
-    after = History(HOST, counts=Counts(path, goes_on=True)).observe(last, 7 * SECOND)
+    after = History(INUMS, counts=Counts(path, goes_on=True)).observe(last, 7 * SECOND)
     assert (after.ended, after.joins) == (before.ended, before.joins)
-    fresh = History(HOST, counts=Counts(path)).observe({}, 7 * SECOND)
+    fresh = History(INUMS, counts=Counts(path)).observe({}, 7 * SECOND)
     assert (fresh.ended, fresh.joins) == ({}, {})
 
 
@@ -318,7 +319,7 @@ def test_a_directory_that_is_gone_costs_the_file_and_nothing_else(tmp_path: Path
 
 
 def test_readers_and_writers_meet() -> None:
-    history = History(HOST, limit=64)
+    history = History(INUMS, limit=64)
     done = threading.Event()
     failures: list[BaseException] = []
 
