@@ -56,8 +56,11 @@ class History:
         counts: Counts | None = None,
         limit: int = LIMIT,
     ) -> None:
-        """`host` has the inums of the initial namespaces, which never end. `save` writes to `path`; what an earlier agent left there is read if it is of
-        this boot, and identities still mean the same (`goes_on`: the kernel has ns_id, or the programs were adopted)."""
+        """`host` has the inums of the initial namespaces, which never end. `save` writes to `path`.
+
+        What an earlier agent left there is read if it is of this boot and identities still mean the same (`goes_on`: the kernel
+        has ns_id, or the programs were adopted).
+        """
         self.counts = counts or Counts()
         self.evicted = 0
         self._host = dict(host)
