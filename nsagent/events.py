@@ -8,9 +8,9 @@ from __future__ import annotations
 import errno
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from nsagent.errors import UnsupportedError
 from nsagent.kernel import abi
@@ -131,6 +131,10 @@ class SyscallEvent:
 
     def to_json(self) -> str:
         """One line of JSON: docs/events.md."""
+        return json.dumps(self.document())
+
+    def document(self) -> dict[str, Any]:
+        """Return what `to_json` writes."""
         document: dict[str, Any] = {
             "schema": SCHEMA,
             "type": "syscall",
@@ -157,16 +161,15 @@ class SyscallEvent:
             document["fd"] = self.fd
             if self.target:
                 document["target"] = {"inum": self.target & 0xFFFFFFFF, "id": self.target >> 32}
-        return json.dumps(document)
+        return document
 
     def to_text(self) -> str:
         """One line for people: time, who, the call and its result, then each namespace before and after."""
-        clock = time.strftime("%H:%M:%S", time.localtime(self.time_ns // 10**9))
         flags = "|".join(flag_names(self.flags, self.syscall)) or "0"
         arguments = f"{self.fd}, {flags}" if self.syscall == "setns" else flags
         result = self.result if self.failed else str(self.child_pid or self.retval)
         moves = "  ".join(f"{kind} {old.inum}→{new.inum}" for kind, old, new in self.changes)
-        stamp = f"{clock}.{self.time_ns % 10**9 // 10**6:03d}"
+        stamp = clock_text(self.time_ns)
         return f"{stamp} {printable(self.comm):<15} {self.pid:>7} {self.syscall}({arguments}) = {result}  {moves}".rstrip()
 
 
@@ -174,26 +177,61 @@ def _json_id(namespace: NamespaceId) -> dict[str, int]:
     return {"inum": namespace.inum, "id": namespace.id}
 
 
+def clock_text(time_ns: int) -> str:
+    """Return the local time of day, to the millisecond."""
+    return f"{time.strftime('%H:%M:%S', time.localtime(time_ns // 10**9))}.{time_ns % 10**9 // 10**6:03d}"
+
+
 def printable(text: str) -> str:
     """Make control characters and undecodable bytes visible: a comm is whatever its process wrote."""
     return "".join(c if c.isprintable() else f"\\x{ord(c) & 0xFF:02x}" for c in text)
 
 
+class Event(Protocol):
+    """What the stream is made of: calls, and findings about them."""
+
+    @property
+    def kinds(self) -> frozenset[NamespaceKind]: ...
+    @property
+    def pid(self) -> int: ...
+    @property
+    def tid(self) -> int: ...
+    @property
+    def ancestors(self) -> tuple[tuple[int, str], ...]: ...
+    @property
+    def cgroup_id(self) -> int: ...
+    @property
+    def failed(self) -> bool: ...
+    @property
+    def notable(self) -> bool: ...
+    @property
+    def priority(self) -> int: ...
+
+    def to_json(self) -> str: ...
+    def to_text(self) -> str: ...
+
+
 @dataclass(frozen=True, slots=True)
 class EventFilter:
-    """Which events a reader wants; None asks for any."""
+    """Which events a reader wants; None asks for any.
+
+    `pid` is a process and those below it, as far as an event's ancestors tell (four); `lies_below` decides by the id of the
+    accounting cgroup.
+    """
 
     kind: NamespaceKind | None = None
     pid: int | None = None
     failed: bool = False
     all: bool = False
+    lies_below: Callable[[int], bool] | None = None
 
-    def __call__(self, event: SyscallEvent) -> bool:
+    def __call__(self, event: Event) -> bool:
         return (
             (self.kind is None or self.kind in event.kinds)
-            and (self.pid is None or self.pid in (event.pid, event.tid))
+            and (self.pid is None or self.pid in (event.pid, event.tid) or self.pid in dict(event.ancestors))
             and (not self.failed or event.failed)
             and (self.all or event.notable)
+            and (self.lies_below is None or self.lies_below(event.cgroup_id))
         )
 
 
