@@ -5,6 +5,12 @@
                                          <-    {"ok": true, "bytes": N}\\n and N bytes of exposition
     {"request": "status"}\\n             ->
                                          <-    {"ok": true, "status": {...}}\\n
+    {"request": "namespaces"}\\n         ->    what the tasks of each have used, since the programs were loaded
+                                         <-    {"ok": true, "exact": true, "namespaces": [{"kind": "pid", "inum": N, "id": N,
+                                               "usage": {"cpu_ns": N, ...}}, ...]}\\n; usage.Usage but for what is missing here
+    {"request": "history", "kind": "pid", "inum": N, "id": N}\\n   ->   each of the three may be left out
+                                         <-    {"ok": true, "since": T, "lost": N, "evicted": N, "records": [...]}\\n,
+                                               records as records.Record.to_json makes them
     {"request": "trace", "output": "text", "kind": "pid", "pid": 1, "failed": true, "all": true, "count": 9}\\n
                                          ->
                                          <-    {"ok": true}\\n, then a line an event: {"line": "..."}, or {"lost": N}: so many
@@ -28,7 +34,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, Final
 
 from nsagent.errors import AccessError, NsagentError, UnsupportedError, UsageError
@@ -180,13 +186,18 @@ class Control:
         status: Callable[[], dict[str, Any]],
         hub: Hub | None,
         untraced: str = "",
+        answers: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]] | None = None,
     ) -> None:
-        """The caller has the StateLock, and no threads yet: the socket is made under a umask of our own."""
+        """The caller has the StateLock, and no threads yet: the socket is made under a umask of our own.
+
+        `answers` has, by the name of the request, what makes one line of JSON of it, without "ok".
+        """
         self.path = socket_path(state_dir)
         self._scrape = scrape
         self._status = status
         self._hub = hub
         self._untraced = untraced
+        self._answers = dict(answers or {})
         self._free = threading.BoundedSemaphore(_CLIENTS)
         self._closing = False
         self._thread = threading.Thread(target=self._accept, name="control", daemon=True)
@@ -263,8 +274,10 @@ class Control:
                 _send(client, {"ok": True, "status": self._status()})
             case "trace":
                 self._trace(client, request)
+            case str(name) if name in self._answers:
+                _send(client, {"ok": True} | self._answers[name](request))
             case other:
-                raise UsageError(f"no request is called {other!r}", hint="metrics, status, trace")
+                raise UsageError(f"no request is called {other!r}", hint=", ".join(["metrics, status, trace", *self._answers]))
 
     def _trace(self, client: socket.socket, request: dict[str, Any]) -> None:
         if self._hub is None:
