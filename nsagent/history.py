@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -63,6 +64,7 @@ class History:
         """
         self.counts = counts or Counts()
         self.evicted = 0
+        self.began_ns = time.time_ns()
         self._host = dict(host)
         self._path = path
         self._limit = limit
@@ -78,7 +80,7 @@ class History:
 
     def _restore(self, document: dict[str, Any]) -> None:
         try:
-            self.evicted = int(document["evicted"])
+            self.evicted, self.began_ns = int(document["evicted"]), int(document["began_ns"])
             for each in document["records"][-self._limit :]:
                 record = Record.from_json(each)
                 self._records[record.namespace] = record
@@ -229,14 +231,20 @@ class History:
         return Figures(created, ended, joins, len(self._records), self.evicted)
 
     @property
+    def looked_ns(self) -> int:
+        """When the last look was; 0 before the first."""
+        return self._looked_ns or 0
+
+    @property
     def unsettled(self) -> bool:
         """Whether another look would tell more: a namespace was found without tasks and nothing told why."""
         return bool(self._quiet)
 
-    def undescribed(self) -> bool:
-        """Tell whether there are living namespaces no member of which is known."""
+    def living(self, *, undescribed: bool = False) -> set[tuple[NamespaceKind, int]]:
+        """Return kind and inum of what lives; `undescribed`: only where no member is known."""
         with self._lock:
-            return any(record.live and not record.members for record in self._records.values())
+            records = self._records.values()
+            return {each.namespace[:2] for each in records if each.live and not (undescribed and each.members)}
 
     def describe(self, members: Mapping[tuple[NamespaceKind, int], tuple[Member, ...]]) -> None:
         """Remember who is in the living namespaces: their processes by kind and inum, the oldest first."""
@@ -262,4 +270,4 @@ class History:
                 return
             records = [record.to_json() for record in self._records.values()]
             self._changed = False
-        write_file(self._path, {"evicted": self.evicted, "records": records})
+        write_file(self._path, {"began_ns": self.began_ns, "evicted": self.evicted, "records": records})

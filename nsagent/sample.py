@@ -7,20 +7,24 @@ so that the next scrape sees them. A collector that fails leaves its part out an
 from __future__ import annotations
 
 import logging
+import operator
 import posixpath
 import threading
 import time
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
 from nsagent.cgroups.stats import CgroupStats
 from nsagent.errors import NsagentError
 from nsagent.events import SyscallCounts
-from nsagent.namespaces import NamespaceId
+from nsagent.history import Figures, History
+from nsagent.namespaces import NamespaceId, NamespaceKind
 from nsagent.usage import NodeUsage, Usage, UsageSource, total
 
 log = logging.getLogger(__name__)
+
+GONE: Final = ("cpu_ns", "read_bytes", "write_bytes", "minor_faults", "major_faults")
 
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
@@ -54,7 +58,8 @@ class Facts:
 @dataclass(frozen=True, slots=True)
 class NodeSample:
     """A node at one moment. cgroups are by path; `cgroup_usage` includes descendants. `missing` names fields of Usage that
-    mean nothing here, `has_usage` is False where usage could not be read in this sample, `time_ns` is CLOCK_REALTIME."""
+    mean nothing here, `has_usage` is False where usage could not be read in this sample, `time_ns` is CLOCK_REALTIME.
+    `namespaces_gone` has, by kind, what namespaces used that are in neither of the other two any more: the fields GONE."""
 
     time_ns: int
     facts: Facts
@@ -64,6 +69,8 @@ class NodeSample:
     cgroup_usage_ended: Mapping[str, Usage] = field(default_factory=dict)
     namespaces: Mapping[NamespaceId, Usage] = field(default_factory=dict)
     namespaces_ended: Mapping[NamespaceId, Usage] = field(default_factory=dict)
+    namespaces_gone: Mapping[NamespaceKind, Mapping[str, int]] = field(default_factory=dict)
+    history: Figures | None = None
     has_usage: bool = False
     missing: frozenset[str] = frozenset()
     syscalls: SyscallCounts | None = None
@@ -129,9 +136,13 @@ class Shared(Generic[T]):
 class Retained(Generic[K, T]):
     """Keeps the last value of what ended for `retain_ns`."""
 
-    def __init__(self, retain_ns: int, alive: Callable[[T], bool] = lambda _: True) -> None:
+    def __init__(
+        self, retain_ns: int, alive: Callable[[T], bool] = lambda _: True, changed: Callable[[T, T], bool] = operator.ne
+    ) -> None:
+        """`changed` tells of the last and the present value of what ended whether it shall be kept anew."""
         self._retain_ns = retain_ns
         self._alive = alive
+        self._changed = changed
         self._seen: dict[K, tuple[int, T]] = {}  # when it last lived or changed, and what it was
 
     def update(self, current: Mapping[K, T], now_ns: int) -> tuple[dict[K, T], dict[K, T]]:
@@ -141,7 +152,7 @@ class Retained(Generic[K, T]):
             if self._alive(value):
                 live[key] = value
                 seen[key] = (now_ns, value)
-            elif key not in seen or seen[key][1] != value:
+            elif key not in seen or self._changed(seen[key][1], value):
                 seen[key] = (now_ns, value)
         oldest = now_ns - self._retain_ns
         for key in [key for key, (when, _) in seen.items() if when < oldest and key not in current]:
@@ -220,16 +231,20 @@ class Sampler:
         usage: UsageSource | None = None,
         counts: Callable[[], SyscallCounts] | None = None,
         maps: Callable[[], tuple[MapFigures, ...]] | None = None,
+        history: History | None = None,
     ) -> None:
         self.facts = Facts()
         self._cgroup_source = cgroups
         self._usage_source = usage
         self._read_counts = counts
         self._read_maps = maps
+        self._history = history
         self._ancestry = ancestry
         self._cgroups: Retained[str, CgroupStats] = Retained(retain_ns)
         self._cgroup_usage: Retained[str, Usage] = Retained(retain_ns)
-        self._namespaces: Retained[NamespaceId, Usage] = Retained(retain_ns, lambda usage: usage.threads > 0)
+        self._namespaces: Retained[NamespaceId, Usage] = Retained(
+            retain_ns, lambda usage: usage.threads > 0, lambda last, now: now != last and now.cpu_ns >= last.cpu_ns
+        )  # what falls was folded in part: its counters must not
         self._outcomes: dict[str, Outcome] = {}
         self._failures: set[str] = set()
         self._shared = Shared(self._take)
@@ -247,11 +262,12 @@ class Sampler:
         usage = self._collect("usage", self._usage_source.read) if self._usage_source else None
         counts = self._collect("syscalls", self._read_counts) if self._read_counts else None
         maps = self._collect("bpf_maps", self._read_maps) if self._read_maps else None
-        now = time.monotonic_ns()
+        now, time_ns = time.monotonic_ns(), time.time_ns()
         cgroups, cgroups_ended = ({}, {}) if stats is None else self._cgroups.update(stats, now)
         used, used_ended, namespaces, namespaces_ended = self._group(usage, now)
+        gone = self._gone(usage, namespaces, namespaces_ended) if usage else {}
         return NodeSample(
-            time_ns=time.time_ns(),
+            time_ns=time_ns,
             facts=self.facts,
             cgroups=cgroups,
             cgroups_ended=cgroups_ended,
@@ -259,6 +275,8 @@ class Sampler:
             cgroup_usage_ended=used_ended,
             namespaces=namespaces,
             namespaces_ended=namespaces_ended,
+            namespaces_gone=gone,
+            history=self._history.observe(usage.namespaces, time_ns) if self._history and usage else None,
             has_usage=usage is not None,
             missing=usage.missing if usage else frozenset(),
             syscalls=counts,
@@ -274,6 +292,27 @@ class Sampler:
         live, gone = self._ancestry.sum_up(usage.cgroups)
         used, ended = self._cgroup_usage.update(live, now)
         return used, {path: gone.get(path, last) for path, last in ended.items()}, *self._namespaces.update(usage.namespaces, now)
+
+    def _gone(
+        self, usage: NodeUsage, live: Mapping[NamespaceId, Usage], ended: Mapping[NamespaceId, Usage]
+    ) -> dict[NamespaceKind, dict[str, int]]:
+        """Sum what is in no series of its own: what was folded, and the rows that wait for it.
+
+        With history, the sums never fall: a pinned namespace that is entered again before its fold would take its part back.
+        """
+        rows: dict[NamespaceKind, list[tuple[int, Usage]]] = {kind: [(1, used)] for kind, used in usage.namespaces_ended.items()}
+        for namespace, used in usage.namespaces.items():
+            if namespace not in live:
+                rows.setdefault(namespace.kind, []).append((1, used))
+        for namespace, used in ended.items():
+            rows.setdefault(namespace.kind, []).append((-1, used))
+        sums = {
+            kind: {name: sum(sign * getattr(used, name) for sign, used in parts) for name in GONE} for kind, parts in rows.items()
+        }
+        if self._history is None:
+            return sums
+        rise = self._history.counts.rise
+        return {kind: {name: rise(f"gone {kind} {name}", value) for name, value in each.items()} for kind, each in sums.items()}
 
     def _collect(self, name: str, read: Callable[[], T]) -> T | None:
         """Run one collector; a failure is logged once a cause."""

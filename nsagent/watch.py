@@ -1,0 +1,107 @@
+"""What keeps the history current while nobody scrapes, and answers `nsagent ns` on the agent's socket."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Final
+
+from nsagent import namespaces, procfs
+from nsagent.errors import NsagentError, UsageError
+from nsagent.history import History
+from nsagent.inventory import Key, read_argv
+from nsagent.namespaces import NamespaceKind
+from nsagent.records import Member
+from nsagent.sample import NodeSample, Sampler
+from nsagent.usage import Usage
+
+log = logging.getLogger(__name__)
+
+TICK_S: Final = 15.0  # an end is known no later than that, nor less precisely
+_SAVE_S: Final = 60.0
+_MEMBERS: Final = 8  # remembered a namespace
+_FIELDS: Final = {"kind": str, "inum": int, "id": int}
+
+
+def read_members(wanted: Collection[Key], procfs_root: str = "/proc") -> dict[Key, tuple[Member, ...]]:
+    """Return who is in those namespaces, eight each at most, by pid; nine readlinks a process and two reads a member."""
+    pids: dict[Key, list[int]] = {}
+    for pid in namespaces.walk_pids(procfs_root) if wanted else ():
+        try:
+            found = namespaces.read_inums(pid, procfs_root)
+        except NsagentError:
+            continue
+        for key in found.items():
+            if key in wanted and len(pids.setdefault(key, [])) < _MEMBERS:
+                pids[key].append(pid)
+    known: dict[int, Member] = {}
+    for pid in {pid for members in pids.values() for pid in members}:
+        try:
+            known[pid] = Member(pid, procfs.read_stat(pid, procfs_root).comm, read_argv(pid, procfs_root))
+        except NsagentError:
+            continue
+    return {key: tuple(known[pid] for pid in members if pid in known) for key, members in pids.items()}
+
+
+class Watch:
+    """Looks every TICK_S if nobody else did, and answers requests. `lost`: events that never came, since the load."""
+
+    def __init__(self, sampler: Sampler, history: History, lost: Callable[[NodeSample], int]) -> None:
+        self._sampler = sampler
+        self._history = history
+        self._lost = lost
+        self._saved = time.monotonic()
+
+    @property
+    def answers(self) -> Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]]:
+        """For control.Control."""
+        return {"namespaces": self.namespaces, "history": self.history}
+
+    def tick(self) -> None:
+        """Look, remember who is in namespaces that are new, and save now and then. A failure is logged: the agent goes on."""
+        try:
+            if time.time_ns() - self._history.looked_ns >= TICK_S * 1e9:
+                self._sampler.read()
+            self._history.describe(read_members(self._history.living(undescribed=True)))
+            if time.monotonic() - self._saved >= _SAVE_S:
+                self._history.save()
+                self._saved = time.monotonic()
+        except (NsagentError, OSError) as error:
+            log.warning("event=watch_failed reason=%s", error)
+
+    def namespaces(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Answer with what each namespace's tasks have used, those ended a short time ago included."""
+        _check(request, {})
+        sample = self._sampler.read()
+        shown = [field for field in Usage._fields if field not in sample.missing]
+        rows = [
+            {"kind": namespace.kind.value, "inum": namespace.inum, "id": namespace.id}
+            | {"usage": {field: getattr(used, field) for field in shown}}
+            for namespace, used in (*sample.namespaces.items(), *sample.namespaces_ended.items())
+        ]
+        return {"exact": sample.facts.mode.get("accounting") == "exact", "namespaces": rows}
+
+    def history(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Answer with the records of the namespaces asked for, as of now."""
+        wanted = _check(request, _FIELDS)
+        sample = self._sampler.read()
+        if self._history.unsettled:
+            sample = self._sampler.read()
+        self._history.describe(read_members(self._history.living()))
+        return {
+            "since": self._history.began_ns / 1e9,
+            "lost": self._lost(sample),
+            "evicted": self._history.evicted,
+            "records": self._history.read(wanted),
+        }
+
+
+def _check(request: Mapping[str, Any], fields: Mapping[str, type]) -> dict[str, Any]:
+    """Return the fields of a request. Raises UsageError for what it must not have."""
+    wanted = {name: value for name, value in request.items() if name != "request"}
+    for name, value in wanted.items():
+        if type(value) is not fields.get(name) or (name == "kind" and value not in set(NamespaceKind)):
+            hint = f"fields: {', '.join(fields) or 'none'}"
+            raise UsageError(f"{request['request']}: {name}={value!r} is not understood", hint=hint)
+    return wanted
