@@ -7,6 +7,7 @@ What a namespace's tasks used is settled from the tasks' own counters, see bpf/c
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Final
 
 from nsagent.metrics.family import NS_PER_S, Each, Family, Scope
@@ -23,6 +24,43 @@ def _count(sample: NodeSample) -> Each:
     for kind in KINDS:
         if kind in found:  # a kernel without time namespaces has no row of that kind
             yield (kind,), found[kind]
+
+
+def _created(sample: NodeSample) -> Each:
+    """Sum the calls that made namespaces: counted in the kernel, so no event can be missing here."""
+    if not sample.syscalls:
+        return
+    made: Counter[str] = Counter()
+    for (syscall, kind, result), count in sample.syscalls.namespace_syscalls.items():
+        if result == "ok" and syscall != "setns":
+            made[kind] += count
+    for kind in KINDS:
+        yield (kind,), made[kind]
+
+
+def _ended(sample: NodeSample) -> Each:
+    return (((kind,), sample.history.ended.get(kind, 0)) for kind in KINDS) if sample.history else iter(())
+
+
+def _joins(sample: NodeSample) -> Each:
+    return iter(sample.history.joins.items()) if sample.history and sample.syscalls else iter(())
+
+
+def _created_at(sample: NodeSample) -> Each:
+    for namespace, time_ns in sample.history.created_ns.items() if sample.history else ():
+        yield (namespace.kind, str(namespace.inum), str(namespace.id)), time_ns
+
+
+def _gone(**values: str) -> Callable[[NodeSample], Each]:
+    """Return what yields fields of `namespaces_gone` by kind, with the label value of each; none for a single one."""
+
+    def each(sample: NodeSample) -> Each:
+        for kind, used in sample.namespaces_gone.items():
+            for value, field in values.items():
+                if field not in sample.missing:
+                    yield (kind, value) if len(values) > 1 else (kind,), used[field]
+
+    return each
 
 
 def _seconds(name: str, help_: str, source: str, value: str) -> Family:
@@ -178,5 +216,71 @@ FAMILIES: Final[tuple[Family, ...]] = (
         "BPF: bpf_iter/task; /proc: PID/ns",
         ("kind",),
         each=_count,
+    ),
+    Family(
+        "nsagent_namespaces_created_total",
+        "counter",
+        Scope.NODE,
+        "Namespaces made by clone, clone3 and unshare since the programs were loaded.",
+        "BPF: the calls that asked for a new namespace and succeeded",
+        ("kind",),
+        each=_created,
+    ),
+    Family(
+        "nsagent_namespaces_ended_total",
+        "counter",
+        Scope.NODE,
+        "Times that the last task of a namespace was gone; a mount or a descriptor may keep it, and it be entered again.",
+        "BPF: rows of contexts; /proc: PID/ns",
+        ("kind",),
+        each=_ended,
+    ),
+    Family(
+        "nsagent_namespace_joins_total",
+        "counter",
+        Scope.NODE,
+        "Moves into an existing namespace: to_host from a container into an initial namespace (an escape looks like that), "
+        "into_container out of an initial one, sibling between others.",
+        "BPF: events of setns, and of changes that no traced call explains; those lost are not in it",
+        ("kind", "crossing"),
+        each=_joins,
+    ),
+    Family(
+        "nsagent_namespace_created_timestamp_seconds",
+        "gauge",
+        Scope.NODE,
+        "When the namespace was made, in seconds since the epoch; absent of those whose making was not seen.",
+        "BPF: event of clone, clone3 or unshare",
+        ("kind", "inum", "id"),
+        each=_created_at,
+        scale=NS_PER_S,
+    ),
+    Family(
+        "nsagent_namespace_ended_cpu_seconds_total",
+        "counter",
+        Scope.NODE,
+        "CPU time used in namespaces that ended and whose own series are gone: with those, nothing of a kind's sum is lost.",
+        "BPF: rows of contexts; /proc: stat",
+        ("kind",),
+        each=_gone(cpu="cpu_ns"),
+        scale=NS_PER_S,
+    ),
+    Family(
+        "nsagent_namespace_ended_storage_bytes_total",
+        "counter",
+        Scope.NODE,
+        "Storage IO in namespaces that ended and whose own series are gone.",
+        "BPF: rows of contexts; /proc: io",
+        ("kind", "operation"),
+        each=_gone(read="read_bytes", write="write_bytes"),
+    ),
+    Family(
+        "nsagent_namespace_ended_page_faults_total",
+        "counter",
+        Scope.NODE,
+        "Page faults in namespaces that ended and whose own series are gone.",
+        "BPF: rows of contexts; /proc: stat",
+        ("kind", "type"),
+        each=_gone(minor="minor_faults", major="major_faults"),
     ),
 )

@@ -6,8 +6,9 @@ import math
 
 from nsagent.cgroups.stats import CgroupStats, CpuStats, IoDevice, IoStats, MemoryStats, PidsStats
 from nsagent.events import SyscallCounts
+from nsagent.history import Figures
 from nsagent.namespaces import NamespaceId, NamespaceKind
-from nsagent.sample import Facts, MapFigures, NodeSample, Outcome
+from nsagent.sample import GONE, Facts, MapFigures, NodeSample, Outcome
 from nsagent.usage import NodeUsage, Usage
 
 PID_NS = NamespaceId(NamespaceKind.PID, 4026531836, 0)
@@ -41,6 +42,8 @@ def full_sample() -> NodeSample:
         cgroup_usage={"/": Usage(read_bytes=1 << 60)},
         namespaces={PID_NS: Usage(cpu_ns=10**17 + 1, threads=2, processes=1, running=2), NET_NS: Usage(threads=1)},
         namespaces_ended={NET_NS._replace(id=6): Usage(cpu_ns=5)},
+        namespaces_gone={NamespaceKind.NET: dict.fromkeys(GONE, 10**17 + 3)},
+        history=Figures({PID_NS: 10**18 + 1}, {NamespaceKind.NET: 6}, {(NamespaceKind.NET, "to_host"): 2}, 3, 0),
         has_usage=True,
         missing=frozenset({"io_delay_ns"}),
         syscalls=SyscallCounts({("unshare", "ok"): 23}, {("unshare", NamespaceKind.UTS, "ok"): 23}, 24, {"queue_full": 1}),

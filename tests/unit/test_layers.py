@@ -17,11 +17,11 @@ PACKAGE = ROOT / "nsagent"
 LAYERS = (  # from the bottom; a line may import what is above it here, and none of its neighbours
     {"libc", "errors"},
     {"kernel", "procfs", "namespaces", "config"},
-    {"usage", "events", "cgroups", "jobs"},
-    {"procusage", "findings", "sinks"},
+    {"usage", "events", "cgroups", "jobs", "inventory", "records"},
+    {"procusage", "history", "findings", "sinks"},
     {"sample"},
     {"metrics"},
-    {"serve", "control", "doctor", "launch"},
+    {"serve", "control", "doctor", "launch", "watch"},
     {"agent"},
     {"cli"},
 )
