@@ -33,7 +33,7 @@ itself and removes them at its end."""
 @click.option(
     "-o", "--output", type=click.Choice(["text", "json"]), default="text", help="Form of the output; json: one object a line."
 )
-@click.option("--kind", type=click.Choice(list(KINDS)), help="Only calls that change or ask for namespaces of this kind.")
+@click.option("--kind", type=click.Choice([kind.value for kind in KINDS]), help="Only calls that change, or ask for, this kind.")
 @click.option("--pid", type=click.IntRange(1), metavar="PID", help="Only calls of this process or thread.")
 @click.option("--failed", is_flag=True, help="Only calls that failed.")
 @click.option("--all", "everything", is_flag=True, help="Also calls that change no namespace, such as a plain fork.")
