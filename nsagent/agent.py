@@ -3,8 +3,8 @@
 Order of a start: claim the state directory, take the port, sweep what dead launchers left, bring the programs into the kernel
 (this may fork the compiler), and only then start threads: the agent never forks once it has threads.
 
-    main          waits for a signal                      http, control     accept; a thread a client, bounded
-    ring          hands events to the control's clients   samples           taken in the thread that asks, one at a time
+    main          waits for a signal; the watch           http, control     accept; a thread a client, bounded
+    ring          events to history and control's clients samples           taken in the thread that asks, one at a time
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any, Final
 
-from nsagent import __version__, serve
+from nsagent import __version__, namespaces, serve
 from nsagent.cgroups.layout import Layout, read_layout
 from nsagent.cgroups.reader import Reader
 from nsagent.cgroups.stats import CgroupStats
@@ -33,13 +33,17 @@ from nsagent.config import AgentConfig
 from nsagent.control import Control, Hub, StateLock
 from nsagent.errors import AccessError, LoadError, NsagentError, UnsupportedError
 from nsagent.events import KernelEvents, SyscallCounts
+from nsagent.findings import read_host_inums
+from nsagent.history import History
 from nsagent.kernel import attach, headers, mounts, pins
 from nsagent.launch.launcher import sweep
 from nsagent.metrics import catalogue
 from nsagent.metrics.encode import Encoder
 from nsagent.namespaces import NamespaceKind
+from nsagent.records import Counts
 from nsagent.sample import Ancestry, Facts, MapFigures, Sampler
 from nsagent.usage import KernelUsage
+from nsagent.watch import TICK_S, Watch
 
 log = logging.getLogger(__name__)
 
@@ -70,10 +74,10 @@ class NodeCgroups:
 class Node:
     """What an agent reads: the programs where they can be had, /proc in their place, the cgroup files. Makes samples.
 
-    `features` has None for what this node can, else the reason why not.
+    `features` has None for what this node can, else the reason why not. `history` is None where nobody keeps one.
     """
 
-    def __init__(self, config: AgentConfig) -> None:
+    def __init__(self, config: AgentConfig, *, keep_history: bool = False) -> None:
         self.features: dict[str, str | None] = {}
         self.ancestry = Ancestry()
         self.layout = self._read_layout()
@@ -91,6 +95,7 @@ class Node:
                 self.features.setdefault("tracing", _NO_TRACE)
         elif not config.bpf:
             self.features |= {"exact_accounting": _NO_BPF, "tracing": _NO_BPF}
+        self.history = self._open_history(config.state_dir) if keep_history else None
         self.sampler = self._make_sampler(config.retain_ns)
         self.sampler.facts = self._facts()
 
@@ -120,6 +125,17 @@ class Node:
         self.features.setdefault("tracing", self.features["exact_accounting"])
         return None
 
+    def _open_history(self, state_dir: str) -> History:
+        """Go on with what an earlier agent kept, as far as it still means the same."""
+        adopted = self.attached is not None and self.attached.adopted
+        has_ids = namespaces.identify("/proc/self/ns/uts").id != 0
+        return History(
+            read_host_inums(),
+            path=os.path.join(state_dir, "history.json"),
+            goes_on=adopted or has_ids,
+            counts=Counts(os.path.join(state_dir, "counts.json"), goes_on=adopted),
+        )
+
     def _make_sampler(self, retain_ns: int) -> Sampler:
         cgroups = NodeCgroups(self.layout) if self.layout else None
         if self.attached is None:
@@ -128,7 +144,7 @@ class Node:
             controller, hierarchy = self.layout.accounting if self.layout else (None, None)
             directory = hierarchy.directory if hierarchy else None
             usage = ProcfsUsage(controller=controller, directory=directory, retain_s=retain_ns / 1e9)
-            return Sampler(retain_ns=retain_ns, ancestry=self.ancestry, cgroups=cgroups, usage=usage)
+            return Sampler(retain_ns=retain_ns, ancestry=self.ancestry, cgroups=cgroups, usage=usage, history=self.history)
         successor = self.ancestry.successor if cgroups else lambda cgroup: cgroup
         return Sampler(
             retain_ns=retain_ns,
@@ -137,6 +153,7 @@ class Node:
             usage=KernelUsage(self.attached, retain_s=retain_ns / 1e9, successor=successor),
             counts=self._counts if self.attached.traces else None,
             maps=self._maps,
+            history=self.history,
         )
 
     def _counts(self) -> SyscallCounts:
@@ -176,6 +193,8 @@ class Node:
 
     def close(self, *, unload: bool) -> None:
         """Let go of the programs; `unload` ends them, else the pins keep them counting."""
+        if self.history:
+            self.history.save()
         if self.events:
             self.events.close()
         if self.attached:
@@ -216,9 +235,10 @@ class Process:
 class Ring:
     """The thread that reads the ring buffer, so that it never fills while the agent lives."""
 
-    def __init__(self, events: KernelEvents, hub: Hub) -> None:
+    def __init__(self, events: KernelEvents, hub: Hub, history: History) -> None:
         self._events = events
         self._hub = hub
+        self._history = history
         self._stop = os.eventfd(0, os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._run, name="ring", daemon=True)
 
@@ -238,10 +258,9 @@ class Ring:
         poll.register(self._events.fileno(), select.POLLIN)
         poll.register(self._stop, select.POLLIN)
         while True:
-            if self._hub.idle:
-                self._events.skip()
-            else:
-                self._hub.publish(self._events.read())
+            events = self._events.read()
+            self._history.feed(events)
+            self._hub.publish(events)
             if self._stop in {fd for fd, _ in poll.poll()}:
                 return
 
@@ -275,7 +294,9 @@ def _run(config: AgentConfig, stack: contextlib.ExitStack) -> None:
     listener = stack.enter_context(serve.bind(config.host, config.port))
     for job in sweep(config.state_dir):
         log.info("event=swept job=%s", job)
-    node = stack.enter_context(open_node(config))
+    node = stack.enter_context(open_node(config, keep_history=True))
+    assert node.history is not None
+    watch = Watch(node.sampler, node.history, lambda sample: sum(sample.syscalls.lost.values()) if sample.syscalls else 0)
     encoder = Encoder(catalogue.FAMILIES, Process())
 
     def scrape(openmetrics: bool) -> bytes:
@@ -297,11 +318,12 @@ def _run(config: AgentConfig, stack: contextlib.ExitStack) -> None:
         status=lambda: facts | node.status(),
         hub=node.hub,
         untraced=node.features.get("tracing") or "",
+        answers=watch.answers,
     )
     stack.callback(control.close)
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # before the threads, which inherit it
     if node.events and node.hub:
-        ring = Ring(node.events, node.hub)
+        ring = Ring(node.events, node.hub, node.history)
         stack.callback(ring.close)
         ring.start()
     stack.enter_context(_announced(config.state_dir, facts))
@@ -317,7 +339,9 @@ def _run(config: AgentConfig, stack: contextlib.ExitStack) -> None:
         str(bool(node.attached and node.attached.adopted)).lower(),
         time.monotonic() - started,
     )
-    number = signal.sigwait(_SIGNALS)
+    while (received := signal.sigtimedwait(_SIGNALS, TICK_S)) is None:
+        watch.tick()
+    number = received.si_signo
     stopping.set()
     log.info("event=stopping signal=%s ephemeral=%s", signal.Signals(number).name, str(config.ephemeral).lower())
 
@@ -331,7 +355,7 @@ def read_once(config: AgentConfig) -> bytes:
 
 
 @contextlib.contextmanager
-def open_node(config: AgentConfig) -> Iterator[Node]:
+def open_node(config: AgentConfig, *, keep_history: bool = False) -> Iterator[Node]:
     """Own the pin directory and open the node. Raises NsagentError where another process owns it."""
     owner: pins.Lock | None = None
     if config.bpf:
@@ -344,7 +368,7 @@ def open_node(config: AgentConfig) -> Iterator[Node]:
         with contextlib.suppress(UnsupportedError, AccessError):  # attach will say so
             owner = pins.own(config.pin_dir, deadline_s=2.0)
     try:
-        node = Node(config)
+        node = Node(config, keep_history=keep_history)
         try:
             yield node
         finally:

@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "agent": ("nsagent.cli.agent", "agent", "Account every namespace and cgroup of this node, and serve the metrics."),
     "metrics": ("nsagent.cli.metrics", "metrics", "Print one scrape of the running agent."),
     "trace": ("nsagent.cli.trace", "trace", "Show clone, unshare and setns calls as they happen."),
+    "ns": ("nsagent.cli.ns", "ns", "Show namespaces: who is in them, what they use, how they came about and ended."),
     "bpf": ("nsagent.cli.bpf", "bpf", "Show or remove what nsagent keeps in the kernel."),
     "doctor": ("nsagent.cli.doctor", "doctor", "Say what this host supports, what follows, and what to do about it."),
 }

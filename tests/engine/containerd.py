@@ -1,0 +1,120 @@
+"""Debian's containerd for a test: root, state, socket and cgroups of its own; a container is one static program.
+
+Where containerd is not installed, its package is fetched by apt and unpacked into a cache (26 MB; runc with it), so that a
+test never starts a service of the host. $NSAGENT_ENGINE_CACHE or ~/.cache/nsagent-engine; remove it to get newer ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.support import remove_cgroups, require, unique_name, wait_for
+
+PROGRAMS = ("containerd", "ctr", "runc")
+_CONFIG = """\
+version = 2
+root = "{0}/root"
+state = "{0}/state"
+disabled_plugins = ["io.containerd.grpc.v1.cri"]
+[grpc]
+  address = "{0}/containerd.sock"
+[ttrpc]
+  address = "{0}/containerd.sock.ttrpc"
+"""
+# Waits for a signal; with an argument it ends at once.
+_WAITER = "int pause(void); int main(int argc, char **argv) { while (argc == 1) pause(); return 0; }"
+
+
+def search_path() -> str:
+    """Return a PATH that has the engine's programs; skip the test (in CI: fail) where they cannot be had."""
+    path = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
+    if all(shutil.which(name, path=path) for name in PROGRAMS):
+        return path
+    cache = Path(os.environ.get("NSAGENT_ENGINE_CACHE") or Path.home() / ".cache" / "nsagent-engine")
+    if not (cache / "usr/bin/containerd").exists():
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".engine-", dir=cache.parent) as work:
+            got = subprocess.run(
+                ["apt-get", "-qq", "download", "containerd", "runc"], cwd=work, capture_output=True, text=True, check=False
+            )
+            require(got.returncode == 0, f"containerd is not installed, and apt cannot fetch it: {got.stderr.strip()}")
+            for package in Path(work).glob("*.deb"):
+                subprocess.run(["dpkg-deb", "-x", str(package), f"{work}/tree"], check=True)
+            with contextlib.suppress(OSError):  # another run was faster
+                os.rename(f"{work}/tree", cache)
+    return f"{cache}/usr/bin:{cache}/usr/sbin:{path}"
+
+
+class Containerd:
+    """A running containerd. Its namespace is also the cgroup its containers are in."""
+
+    def __init__(self, directory: Path, path: str) -> None:
+        self.name = unique_name("engine")
+        self._directory = directory
+        self._environment = os.environ | {"PATH": path}
+        program = directory / "rootfs" / "bin" / "waiter"
+        program.parent.mkdir(parents=True)
+        subprocess.run(["gcc", "-static", "-O1", "-x", "c", "-o", str(program), "-"], input=_WAITER, text=True, check=True)
+        (directory / "config.toml").write_text(_CONFIG.format(directory))
+        self.process = subprocess.Popen(
+            ["containerd", "--config", str(directory / "config.toml")],
+            env=self._environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=(directory / "log").open("w"),
+        )  # fmt: skip
+
+    def ctr(self, *args: str, check: bool = True) -> str:
+        """Run ctr(8) on it."""
+        argv = ["ctr", "--address", f"{self._directory}/containerd.sock", "--namespace", self.name, *args]
+        done = subprocess.run(argv, env=self._environment, capture_output=True, text=True, check=False, timeout=60)
+        assert not check or done.returncode == 0, f"{argv}: {done.stderr}\n{(self._directory / 'log').read_text()}"
+        return done.stdout
+
+    def wait_ready(self) -> None:
+        """Wait until it answers."""
+        wait_for(lambda: self.ctr("version", check=False), 60, "containerd to answer")
+
+    def run(self, container: str) -> int:
+        """Start a container; return the host pid of its first process."""
+        self.ctr("run", "--detach", "--rootfs", str(self._directory / "rootfs"), container, "/bin/waiter")
+        (pid,) = [int(line.split()[1]) for line in self.ctr("tasks", "ls").splitlines() if line.split()[0] == container]
+        return pid
+
+    def execute(self, container: str) -> None:
+        """Run a second process in the container, to its end."""
+        self.ctr("tasks", "exec", "--exec-id", unique_name("exec"), container, "/bin/waiter", "once")
+
+    def remove(self, container: str) -> None:
+        """Kill the container's first process, wait for its end, and delete task and container."""
+        self.ctr("tasks", "kill", "--signal", "SIGKILL", container, check=False)
+        self.ctr("tasks", "delete", "--force", container, check=False)
+        self.ctr("containers", "delete", container, check=False)
+
+    def close(self) -> None:
+        """End all that is left of it: containers, daemon, cgroups."""
+        for container in self.ctr("containers", "ls", "--quiet", check=False).split():
+            self.remove(container)
+        self.process.terminate()
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        remove_cgroups(self.name)
+
+
+@contextlib.contextmanager
+def running(directory: Path) -> Iterator[Containerd]:
+    """Run a containerd below `directory` (its path must be short: sockets)."""
+    path = search_path()
+    require(shutil.which("gcc"), "gcc is not installed (make setup)")
+    engine = Containerd(directory, path)
+    try:
+        engine.wait_ready()
+        yield engine
+    finally:
+        engine.close()
