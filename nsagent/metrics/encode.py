@@ -6,6 +6,7 @@ one f-string. Sources: prometheus.io/docs/instrumenting/exposition_formats, prom
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import threading
@@ -42,6 +43,12 @@ def printable(name: str) -> str:
 def label(name: str, value: str) -> str:
     """Return ``name="value"``, escaped."""
     return f'{name}="{printable(value).translate(_SPECIAL)}"'
+
+
+@functools.lru_cache(_CACHE)
+def _labels(names: tuple[str, ...], values: tuple[str, ...]) -> str:
+    """Return the labels as they are written, with commas between: the same few come again in each scrape."""
+    return ",".join(map(label, names, values))
 
 
 def seconds(ns: int) -> str:
@@ -161,13 +168,13 @@ def write(lines: list[str], family: Family, things: Things, missing: frozenset[s
         for prefix, thing in things:
             for values, value in family.each(thing):
                 if value is not None:
-                    append(f"{name}{prefix}{opening}{','.join(map(label, family.labels, values))}}} {text(value)}\n")
+                    append(f"{name}{prefix}{opening}{_labels(family.labels, values)}}} {text(value)}\n")
         return
     for values, getter in family.parts:
         if isinstance(getter, str) and getter in missing:
             continue
         read: Callable[[Any], Number] = itemgetter(Usage._fields.index(getter)) if isinstance(getter, str) else getter
-        labels = ",".join(map(label, family.labels, values))
+        labels = _labels(family.labels, values)
         tail = f"{opening}{labels}}} " if labels else " " if node else "} "
         for prefix, thing in things:
             value = read(thing)
