@@ -6,8 +6,10 @@ so that the next scrape sees them. A collector that fails leaves its part out an
 
 from __future__ import annotations
 
+import json
 import logging
 import operator
+import os
 import posixpath
 import threading
 import time
@@ -161,20 +163,49 @@ class Retained(Generic[K, T]):
 
 
 class Ancestry:
-    """Under which cgroup each accounting cgroup is or was: a total must not fall because a descendant is gone."""
+    """Under which cgroup each accounting cgroup is or was: a total must not fall because a descendant is gone.
 
-    def __init__(self) -> None:
+    With `path` it is kept there over a restart of the agent, for which the kernel goes on counting. An id means something
+    until the next boot.
+    """
+
+    def __init__(self, path: str | None = None) -> None:
+        self._path = path
         self._alive: dict[str, int] = {}
         self._root = 0
-        self._known: dict[int, tuple[str, int]] = {}  # id: path, id of the parent
+        self._known: dict[int, tuple[str, int]] = self._load() if path else {}  # id: path, id of the parent
 
     def learn(self, alive: dict[str, int]) -> None:
         """Take note of the cgroups that exist now: their ids by path."""
         self._alive = alive
         self._root = alive[min(alive, key=len)] if alive else 0
-        for path, cgroup in alive.items():
-            if cgroup not in self._known:
-                self._known[cgroup] = (path, alive.get(posixpath.dirname(path), self._root))
+        new = {path: cgroup for path, cgroup in alive.items() if cgroup not in self._known}
+        for path, cgroup in new.items():
+            self._known[cgroup] = (path, alive.get(posixpath.dirname(path), self._root))
+        if new and self._path:
+            self._save(self._path)
+
+    def _load(self) -> dict[int, tuple[str, int]]:
+        """Return what an earlier agent of this boot knew; nothing where its file is not to be had or not understood."""
+        try:
+            with open(self._path or "", encoding="ascii") as file:
+                document = json.load(file)
+            if document["boot"] != _boot_id():
+                return {}
+            return {int(cgroup): (str(path), int(parent)) for cgroup, (path, parent) in document["known"].items()}
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            log.warning("event=ancestry_not_read path=%s reason=%s", self._path, error)
+            return {}
+
+    def _save(self, path: str) -> None:
+        try:
+            with open(f"{path}.new", "w", encoding="ascii") as out:
+                json.dump({"boot": _boot_id(), "known": self._known}, out)
+            os.replace(out.name, path)
+        except OSError as error:  # a restart will then give the root what is gone, an ordinary reset
+            log.debug("event=ancestry_not_saved path=%s reason=%s", path, error)
 
     def successor(self, cgroup: int) -> int:
         """Return who inherits the usage of `cgroup`: itself while it exists, else its nearest living ancestor."""
@@ -217,6 +248,11 @@ class Ancestry:
     def _forget(self, used: Mapping[int, Usage]) -> None:
         wanted = used.keys() | set(self._alive.values())
         self._known = {cgroup: place for cgroup, place in self._known.items() if cgroup in wanted}
+
+
+def _boot_id() -> str:
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
 
 
 class Sampler:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -131,6 +133,29 @@ def test_folding_into_the_parent_changes_no_total() -> None:
     tree.learn({"/": 1, "/a": 2})
     before = by_path(tree.sum_up({2: used(1), 3: used(10)})[0])
     assert by_path(tree.sum_up({2: used(11)})[0]) == before == {"/": 11, "/a": 11}
+
+
+def test_a_restarted_agent_knows_whose_the_gone_were(tmp_path: Path) -> None:
+    file = tmp_path / "cgroups.json"
+    flat = {2: used(1), 3: used(10)}
+    tree = Ancestry(str(file))
+    tree.learn({"/": 1, "/a": 2, "/a/\udcff": 3})
+    tree.sum_up(flat)
+    again = Ancestry(str(file))
+    again.learn({"/": 1, "/a": 2})
+    live, gone = again.sum_up(flat)
+    assert by_path(live) == {"/": 11, "/a": 11}
+    assert by_path(gone) == {"/a/\udcff": 10}
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"boot": "another", "known": {"3": ["/a/b", 2]}}', '{"boot": 1, "known": 5}'])
+def test_a_file_of_another_boot_or_none_of_ours_is_nothing(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "cgroups.json"
+    file.write_text(text)
+    tree = Ancestry(str(file))
+    tree.learn({"/": 1, "/a": 2})
+    assert by_path(tree.sum_up({3: used(10)})[0]) == {"/": 10, "/a": 0}
+    assert json.loads(file.read_text())["known"].keys() == {"1", "2"}
 
 
 def test_where_no_cgroup_is_known_everyone_succeeds_itself() -> None:
