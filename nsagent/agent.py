@@ -79,7 +79,7 @@ class Node:
 
     def __init__(self, config: AgentConfig, *, keep_history: bool = False) -> None:
         self.features: dict[str, str | None] = {}
-        self.ancestry = Ancestry()
+        self.ancestry = Ancestry(os.path.join(config.state_dir, "cgroups.json"))
         self.layout = self._read_layout()
         self.attached = self._attach(config) if config.bpf else None
         self.events: KernelEvents | None = None
