@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from nsagent import namespaces
+from nsagent.cgroups.layout import read_layout
 from nsagent.kernel import pins
 from tests.kernel.agents import CACHE, Agent, get, parse, running
 from tests.support import nsagent_running, require_root, run_nsagent, unique_name, wait_for
@@ -77,12 +78,38 @@ def test_counters_go_on_over_sigterm_and_sigkill(world: list[str], pin_dir: Path
         assert "compiling" not in log
 
 
+def test_a_cgroup_keeps_what_a_child_used_that_ended_while_no_agent_ran(
+    world: list[str], cgroup_name: str, tmp_path: Path
+) -> None:
+    layout = read_layout()
+    outer = Path(layout.accounting[1].mountpoint) / cgroup_name
+    size = 4 << 20
+    code = (
+        f"import os\nopen({str(outer / 'inner' / 'cgroup.procs')!r}, 'w').write('0')\n"
+        f"f = open({str(tmp_path / 'file')!r}, 'wb'); f.write(bytes({size})); f.flush(); os.fsync(f.fileno())"
+    )
+
+    def written(agent: Agent) -> float:
+        return get(agent.scrape(), "nsagent_cgroup_storage_bytes_total", cgroup=f"/{cgroup_name}", operation="write") or 0
+
+    (outer / "inner").mkdir(parents=True)
+    with running(world) as agent:
+        assert written(agent) == 0
+        agent.kill()
+    subprocess.run([sys.executable, "-c", code], check=True)
+    wait_for(lambda: not (outer / "inner" / "cgroup.procs").read_text())
+    (outer / "inner").rmdir()
+    with running(world, "--ephemeral") as agent:
+        assert size <= written(agent) < size + (1 << 20)
+
+
 def test_ephemeral_leaves_nothing(world: list[str], pin_dir: Path, state_dir: Path) -> None:
     with running(world, "--ephemeral") as agent:
         assert pin_dir.exists()
         agent.stop(signal.SIGINT)
     assert not pin_dir.exists()
-    assert sorted(os.listdir(state_dir)) == ["agent.lock", "jobs"] or os.listdir(state_dir) == ["agent.lock"]
+    assert "agent.sock" not in os.listdir(state_dir)
+    assert "agent.json" not in os.listdir(state_dir)
 
 
 def test_sigterm_while_it_starts_leaves_nothing(world: list[str], pin_dir: Path) -> None:
