@@ -33,6 +33,20 @@ INLINE void for_children(struct task_struct *task, u64 *pid, u64 *time)
 	*time = IDENTIFY(NSAGENT_TIME, proxy->time_ns_for_children->ns);
 }
 
+#ifndef HAVE_ns_common_ns_id
+INLINE u32 kind_of(u32 type)
+{
+	return type == CLONE_NEWCGROUP ? NSAGENT_CGROUP
+	       : type == CLONE_NEWIPC  ? NSAGENT_IPC
+	       : type == CLONE_NEWNS   ? NSAGENT_MNT
+	       : type == CLONE_NEWNET  ? NSAGENT_NET
+	       : type == CLONE_NEWPID  ? NSAGENT_PID
+	       : type == CLONE_NEWTIME ? NSAGENT_TIME
+	       : type == CLONE_NEWUSER ? NSAGENT_USER
+				       : NSAGENT_UTS;
+}
+#endif
+
 /* The namespace behind a descriptor of the task: an nsfs inode keeps its ns_common in i_private. 0 where it is none. */
 INLINE u64 namespace_behind(struct task_struct *task, u32 descriptor, u32 *type)
 {
@@ -68,7 +82,7 @@ INLINE u64 namespace_behind(struct task_struct *task, u32 descriptor, u32 *type)
 	read_kernel(&id, sizeof(id), (void *)(common + OFFSET(struct ns_common, ns_id)));
 	return id << 32 | inum;
 #else
-	return inum;
+	return identify(kind_of(*type), inum);
 #endif
 }
 

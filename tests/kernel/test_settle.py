@@ -233,7 +233,7 @@ def test_memory_is_counted_once_however_many_threads(cgroup: AccountedCgroup, lo
     kernel = {name: int(re.findall(rf"^{name}:\s+(\d+)", status, re.M)[0]) << 10 for name in ("RssAnon", "RssFile", "VmPTE")}
     assert (ours.threads, ours.processes, ours.sleeping) == (6, 1, 6)
     assert ours.rss_anon_bytes == pytest.approx(kernel["RssAnon"], abs=1 << 20)
-    assert ours.rss_anon_bytes >= 64 << 20
+    assert ours.rss_anon_bytes >= 63 << 20  # before v6.2 up to 64 pages of a thread are not in its mm's counters yet
     assert ours.rss_file_bytes == pytest.approx(kernel["RssFile"], abs=1 << 20)
     assert ours.pagetables_bytes >= kernel["VmPTE"]
     go_on(process)
@@ -351,7 +351,8 @@ def test_ended_namespaces_are_folded_and_nothing_is_lost(attached: Attached, cgr
     for kind in NamespaceKind:
         assert after_sums[kind] >= before_sums[kind]
         assert after_sums[kind] == after_sums[NamespaceKind.CGROUP]  # every kind has all of the node
-    assert cgroup.ours(after).cpu_ns == cgroup.kernel_ns()  # the cgroup is alive and keeps all of it
+    rounding = 1 if accounting()[0] else 1000
+    assert 0 <= cgroup.ours(after).cpu_ns - cgroup.kernel_ns() < rounding  # the cgroup is alive and keeps all of it
 
 
 def test_rows_come_back(attached: Attached, cgroup: AccountedCgroup, load: str) -> None:
