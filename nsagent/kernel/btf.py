@@ -90,6 +90,19 @@ class Btf:
         name, info, size = struct.unpack_from("<III", self._data, self._offsets[type_id])
         return info >> 24 & 0x1F, self._name(name), size, info & 0xFFFF, bool(info >> 31)
 
+    def tail(self, type_id: int) -> bytes:
+        """Return what follows the head of a type: its members, values or parameters, as they are."""
+        kind, _, _, vlen, _ = self.head(type_id)
+        at = self._offsets[type_id] + 12
+        return self._data[at : at + _TAIL.get(kind, 0) + _TAIL_EACH.get(kind, 0) * vlen]
+
+    def raw_members(self, type_id: int) -> list[tuple[str, int, int]]:
+        """Return (name, type, raw offset) of each member of a struct or union; anonymous ones have no name."""
+        return [
+            (self._name(name) if name else "", type_id, raw)
+            for name, type_id, raw in struct.iter_unpack("<III", self.tail(type_id))
+        ]
+
     def size(self, type_id: int) -> int:
         """Return the size in bytes of a struct, union, enum or int."""
         return self.head(type_id)[2]
@@ -99,16 +112,15 @@ class Btf:
         return self._member(type_id, name, 0, 0)
 
     def _member(self, type_id: int, name: str, base: int, depth: int) -> Member | None:
-        kind, _, _, vlen, kind_flag = self.head(type_id)
+        kind, _, _, _, kind_flag = self.head(type_id)
         if kind not in (STRUCT, UNION) or depth > _MAX_DEPTH:
             return None
-        at = self._offsets[type_id] + 12
         inner: list[tuple[int, int]] = []
-        for member_name, member_type, raw in struct.iter_unpack("<III", self._data[at : at + 12 * vlen]):
+        for member_name, member_type, raw in self.raw_members(type_id):
             offset, width = (raw & 0xFFFFFF, raw >> 24) if kind_flag else (raw, 0)
             if not member_name:
                 inner.append((member_type, offset))
-            elif self._name(member_name) == name:
+            elif member_name == name:
                 return Member(member_type, base + offset, width)
         for member_type, offset in inner:
             if found := self._member(member_type, name, base + offset, depth + 1):
@@ -129,15 +141,14 @@ class Btf:
         type_id = self.strip(type_id)
         if self.head(type_id)[0] != ARRAY:
             return type_id
-        return self.strip(int(struct.unpack_from("<I", self._data, self._offsets[type_id] + 12)[0]))
+        return self.strip(int(struct.unpack_from("<I", self.tail(type_id))[0]))
 
     def enumerators(self, name: str) -> dict[str, int]:
         """Return the names and values of an enum; empty where the kernel has none of that name."""
         type_id = self.ids.get((ENUM, name))
         if type_id is None:
             return {}
-        at, vlen = self._offsets[type_id] + 12, self.head(type_id)[3]
-        return {self._name(n): v for n, v in struct.iter_unpack("<Ii", self._data[at : at + 8 * vlen])}
+        return {self._name(n): v for n, v in struct.iter_unpack("<Ii", self.tail(type_id))}
 
     def parameters(self, type_id: int) -> int:
         """Count the parameters of the function a typedef, pointer, function or prototype leads to; -1 if it leads to none."""

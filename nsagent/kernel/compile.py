@@ -40,7 +40,7 @@ class Program(NamedTuple):
     same_as: str = ""
 
 
-_FORKS = ("fork", "vfork", "clone", "clone3")
+_FORKS = {"x86_64": ("fork", "vfork", "clone", "clone3"), "aarch64": ("clone", "clone3")}
 _CHANGES = ("unshare", "setns")
 # The functions of the calls: what a syscall tracepoint's sys_enter_X is to all calls, these are to one.
 _FUNCTIONS = {"x86_64": "__x64_sys_", "aarch64": "__arm64_sys_"}
@@ -62,7 +62,7 @@ def list_programs(machine: str) -> list[Program]:
         Program("on_free", "on_free", "account", "tracing", "tp_btf", "sched_process_free"),
         Program("on_pass", "on_pass", "account", "tracing", "iter", "task"),
     ]
-    ends = [(call, "fork") for call in _FORKS] + [(call, "change") for call in _CHANGES]
+    ends = [(call, "fork") for call in _FORKS[machine]] + [(call, "change") for call in _CHANGES]
     first: dict[str, str] = {}
     for call, kind in ends:
         name = f"leave_{call}"
@@ -142,7 +142,7 @@ def build(request: dict[str, Any], tree: str) -> dict[str, Any]:
     with open(request["btf"], "rb") as file:
         btf = btf_module.Btf(file.read(), request["btf"])
     projection = headers.project(btf)
-    headers.write_tree(tree, projection.text, request["machine"])
+    headers.write_tree(tree, projection.text, os.uname().machine)  # BCC looks for its own machine's
     wanted = list_programs(request["machine"])
     ids = {program.name: find_target(btf, btf_module.TYPEDEF, btf_module.FUNC, program) for program in wanted}
     missing = dict(projection.missing)
