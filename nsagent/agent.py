@@ -326,10 +326,10 @@ def _run(config: AgentConfig, stack: contextlib.ExitStack) -> None:
         ring = Ring(node.events, node.hub, node.history)
         stack.callback(ring.close)
         ring.start()
-    stack.enter_context(_announced(config.state_dir, facts))
     control.start()
     server.start()
     stack.callback(server.close)
+    stack.enter_context(_announced(config.state_dir, facts))  # last: who reads it can connect
     log.info(
         "event=ready listen=%s bpf=%s accounting=%s warm=%s adopted=%s seconds=%.3f",
         server.address,
