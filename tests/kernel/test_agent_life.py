@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -43,16 +43,21 @@ def spawn(count: int) -> None:
         subprocess.run(["/bin/true"], check=True)
 
 
-def unshare_uts(count: int, failing: int = 0) -> int:
-    """Have a process unshare its UTS namespace `count` times and fail in setns `failing` times; return its pid."""
+@contextlib.contextmanager
+def unsharer(count: int) -> Iterator[tuple[int, Callable[[], None]]]:
+    """Have a process that, when told to, unshares its UTS namespace `count` times, fails once in setns, and ends."""
     code = (
-        "from nsagent import libc\n"
+        "import sys\nfrom nsagent import libc\nsys.stdin.readline()\n"
         f"for _ in range({count}): libc.unshare(libc.CLONE_NEWUTS)\n"
-        f"for _ in range({failing}):\n    try: libc.setns(0)\n    except OSError: pass\n"
-        "import os\nprint(os.getpid())"
+        "try: libc.setns(0)\nexcept OSError as error: assert error.errno == 22, error\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    return int(done.stdout)
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, text=True) as child:
+
+        def go() -> None:
+            child.communicate("go\n")
+            assert child.returncode == 0
+
+        yield child.pid, go
 
 
 def test_counters_go_on_over_sigterm_and_sigkill(world: list[str], pin_dir: Path) -> None:
@@ -250,20 +255,18 @@ def tracing(*flags: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_trace_clients_each_have_the_whole_stream(world: list[str]) -> None:
-    state = world[:2]
     with running(world, "--ephemeral") as agent, contextlib.ExitStack() as stack:
-        clients = [stack.enter_context(tracing("-o", "json", "--kind", "uts", "--count", "23", *state)) for _ in range(3)]
-        failed = stack.enter_context(tracing("--failed", "--count", "1", *state))
+        pid, go = stack.enter_context(unsharer(23))
+        flags = ["--pid", str(pid), *world[:2]]
+        clients = [stack.enter_context(tracing("-o", "json", "--kind", "uts", "--count", "23", *flags)) for _ in range(3)]
+        failed = stack.enter_context(tracing("--failed", "--count", "1", *flags))
         wait_for(lambda: clients_of(agent) == 4, what="four clients")
-        pid = unshare_uts(23, failing=1)
+        go()
         for client in clients:
             events = [json.loads(line) for line in client.communicate(timeout=30)[0].splitlines()]
             assert client.returncode == 0
-            mine = [event for event in events if event["pid"] == pid]
-            assert len(events) == 23
-            assert len(mine) > 0
-            assert {event["result"] for event in mine} == {"ok"}
-        assert " = E" in failed.communicate(timeout=30)[0]
+            assert [(event["pid"], event["result"]) for event in events] == [(pid, "ok")] * 23
+        assert "setns(0, 0) = EINVAL" in failed.communicate(timeout=30)[0]
 
 
 def clients_of(agent: Agent) -> int:
@@ -272,42 +275,39 @@ def clients_of(agent: Agent) -> int:
     return sum(os.readlink(fd) == "anon_inode:[eventfd]" for fd in tasks.iterdir()) - 1  # one is the ring reader's
 
 
-def test_trace_by_pid_counts_all_of_one_process(world: list[str]) -> None:
-    code = "import sys\nfrom nsagent import libc\nsys.stdin.readline()\nfor _ in range(23): libc.unshare(libc.CLONE_NEWUTS)"
-    with running(world, "--ephemeral") as agent:
-        with (
-            subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, text=True) as child,
-            tracing("--pid", str(child.pid), "-o", "json", *world[:2]) as trace,
-        ):
-            wait_for(lambda: clients_of(agent) == 1, what="the client")
-            child.communicate("go\n")
-            assert trace.stdout is not None
-            events = [json.loads(trace.stdout.readline()) for _ in range(23)]
-            trace.send_signal(signal.SIGINT)
-            rest, errors = trace.communicate(timeout=30)
+def test_23_unshares_and_a_failed_setns_are_24_events(world: list[str]) -> None:
+    with (
+        running(world, "--ephemeral") as agent,
+        unsharer(23) as (pid, go),
+        tracing("--pid", str(pid), "-o", "json", *world[:2]) as trace,
+    ):
+        wait_for(lambda: clients_of(agent) == 1, what="the client")
+        go()
+        assert trace.stdout is not None
+        events = [json.loads(trace.stdout.readline()) for _ in range(24)]
+        trace.send_signal(signal.SIGINT)
+        rest, errors = trace.communicate(timeout=30)
         assert trace.returncode == 130
         assert errors.strip() == ""
-        assert rest == "", "23 and no more"
-        assert {event["result"] for event in events} == {"ok"}
-        assert all(event["changes"][0]["kind"] == "uts" for event in events)
+        assert rest == "", "24 and no more"
+        assert [(e["syscall"], e["result"]) for e in events] == [("unshare", "ok")] * 23 + [("setns", "EINVAL")]
+        assert all(event["changes"][0]["kind"] == "uts" for event in events[:23])
 
 
 def test_trace_with_no_agent_loads_its_own_and_unloads_it(state_dir: Path) -> None:
     flags = ["--state-dir", str(state_dir), "--cache-dir", CACHE]
-    before = set(Path("/sys/fs/bpf").iterdir())
-    with tracing("--kind", "uts", "--count", "3", *flags) as trace:
+    with unsharer(3) as (pid, go), tracing("--pid", str(pid), "--count", "4", *flags) as trace:
         place = loaded(trace)
-        unshare_uts(3)
+        go()
         output, log = trace.communicate(timeout=30)
-    assert trace.returncode == 0, log
-    assert len(output.splitlines()) == 3
-    assert "no agent" in log
-    assert not place.exists()
-    assert not {path for path in set(Path("/sys/fs/bpf").iterdir()) - before if "trace" in path.name}
+        assert trace.returncode == 0, log
+        assert len(output.splitlines()) == 4
+        assert "no agent" in log
+        assert not place.exists()
 
 
 def test_a_killed_trace_is_tidied_up_by_the_next(state_dir: Path) -> None:
-    flags = ["--kind", "uts", "--count", "1", "--state-dir", str(state_dir), "--cache-dir", CACHE]
+    flags = ["--pid", "1", "--kind", "time", "--state-dir", str(state_dir), "--cache-dir", CACHE]  # which never happens
     with tracing(*flags) as trace:
         left = loaded(trace)
         trace.kill()
@@ -315,10 +315,11 @@ def test_a_killed_trace_is_tidied_up_by_the_next(state_dir: Path) -> None:
     assert left.exists()
     with tracing(*flags) as trace:
         wait_for(lambda: not left.exists(), 60, "the next one to remove what was left")
+        place = loaded(trace)
         trace.send_signal(signal.SIGTERM)
         trace.communicate(timeout=60)
         assert trace.returncode == 130
-        assert not Path(f"/sys/fs/bpf/nsagent-trace-{trace.pid}").exists()
+        assert not place.exists()
 
 
 def test_status_and_agent_json(world: list[str]) -> None:

@@ -65,9 +65,15 @@ def member(name: str, work: str) -> Iterator[tuple[dict[str, Path], subprocess.P
         assert process.stdout is not None
         try:
             assert process.stdout.readline() == "done\n"
+            wait_for(lambda: asleep(process.pid), what="the process to sleep")
             yield places, process
         finally:
             process.communicate()
+
+
+def asleep(pid: int) -> bool:
+    """Tell whether a process waits: its CPU time then stands still."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
 
 
 def usage_ns(places: dict[str, Path]) -> int:
