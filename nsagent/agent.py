@@ -326,6 +326,7 @@ def _run(config: AgentConfig, stack: contextlib.ExitStack) -> None:
         ring = Ring(node.events, node.hub, node.history)
         stack.callback(ring.close)
         ring.start()
+    watch.begin()
     control.start()
     server.start()
     stack.callback(server.close)

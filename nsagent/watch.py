@@ -58,6 +58,10 @@ class Watch:
         """For control.Control."""
         return {"namespaces": self.namespaces, "history": self.history}
 
+    def begin(self) -> None:
+        """Look for the first time: what is there now was there before. A failure is the sample's, which logs it."""
+        self._sampler.read()
+
     def tick(self) -> None:
         """Look, remember who is in namespaces that are new, and save now and then. A failure is logged: the agent goes on."""
         try:

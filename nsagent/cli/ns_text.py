@@ -82,7 +82,7 @@ def keepers(kept: Mapping[str, Any] | None) -> str:
     """Say what beside processes keeps a namespace; empty if nothing was found."""
     if kept is None:
         return ""
-    words = [f"mount {shorten(path)}" for path in kept["mounts"]]
+    words = [f"mount {printable(path)}" for path in kept["mounts"]]
     words += [f"descriptor {each['fd']} of {printable(each['comm'])}({each['pid']})" for each in kept["descriptors"]]
     words += [f"next child of {pid}" for pid in kept["for_children_of"]]
     words += kept["namespaces"]
