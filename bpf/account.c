@@ -6,12 +6,24 @@
  */
 #include "event.h"
 
+/*
+ * Whether this is to be counted now. While an upgrade swaps the programs both sets run, on the same maps: what settle does
+ * twice adds nothing, what is counted is counted once. A task's birth, exit and free come one after the other: no race.
+ */
+INLINE int tell_once(struct nsagent_task *mine, u64 what)
+{
+	if (!mine || mine->told & what)
+		return 0;
+	mine->told |= what;
+	return 1;
+}
+
 int on_birth(u64 *ctx)
 {
 	struct task_struct *task = (struct task_struct *)ctx[0];
 	u64 flags = ctx[1]; /* the kernel's own view: clone3's buffer in user memory can change under us */
 	struct nsagent_task *mine = storage_of(task);
-	if (!mine)
+	if (!tell_once(mine, NSAGENT_TOLD_BIRTH))
 		return 0;
 	note_births(task, flags);
 	u64 index = settle(task, mine, AT_BIRTH);
@@ -51,7 +63,7 @@ int on_exit(u64 *ctx)
 {
 	struct task_struct *task = (struct task_struct *)ctx[0];
 	struct nsagent_task *mine = storage_of(task);
-	if (!mine)
+	if (!tell_once(mine, NSAGENT_TOLD_EXIT))
 		return 0;
 	u64 was = mine->row, now = settle(task, mine, AT_EXIT);
 	note_unseen(task, mine, was, now);
@@ -74,7 +86,7 @@ int on_free(u64 *ctx)
 {
 	struct task_struct *task = (struct task_struct *)ctx[0];
 	struct nsagent_task *mine = storage_of(task);
-	if (!mine)
+	if (!tell_once(mine, NSAGENT_TOLD_FREE))
 		return 0;
 	struct nsagent_row *row = row_at(settle(task, mine, AT_FREE));
 	if (row)

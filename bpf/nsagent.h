@@ -72,10 +72,17 @@ struct nsagent_row {
 	unsigned long long pagetables_bytes;
 };
 
+enum nsagent_told {
+	NSAGENT_TOLD_BIRTH = 1,
+	NSAGENT_TOLD_EXIT = 2,
+	NSAGENT_TOLD_FREE = 4,
+};
+
 /* Task storage: lives as long as the task_struct, so also between exit and free. */
 struct nsagent_task {
 	unsigned long long state; /* 0 new, 1 its first settle is under way, 2 ready */
 	unsigned long long row;	  /* what the task uses next is charged here */
+	unsigned long long told;  /* nsagent_told: which of its birth, exit and free are counted */
 	unsigned long long last[NSAGENT_COUNTERS];
 	/* The traced system call it is in; `call` 0 is none, else nsagent_syscall + 1. */
 	unsigned long long call;

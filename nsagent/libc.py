@@ -76,6 +76,8 @@ def _check(result: int, call: str, path: str = "") -> int:
     return result
 
 
+_AT_FDCWD = -100
+
 _unshare = _declare("unshare", ctypes.c_int)
 _setns = _declare("setns", ctypes.c_int, ctypes.c_int)
 _mount = _declare("mount", ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
@@ -83,6 +85,7 @@ _umount2 = _declare("umount2", ctypes.c_char_p, ctypes.c_int)
 _sethostname = _declare("sethostname", ctypes.c_char_p, ctypes.c_size_t)
 _signalfd = _declare("signalfd", ctypes.c_int, ctypes.c_char_p, ctypes.c_int)
 _statfs = _declare("statfs", ctypes.c_char_p, ctypes.c_void_p)
+_renameat2 = _declare("renameat2", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
 _prctl = _declare("prctl", ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
 
 
@@ -118,6 +121,11 @@ def pivot_root(new_root: str, put_old: str) -> None:
     """pivot_root(2), which libc does not wrap."""
     number = syscall_number("pivot_root")
     _check(_libc.syscall(ctypes.c_long(number), os.fsencode(new_root), os.fsencode(put_old)), "pivot_root", new_root)
+
+
+def rename_exchange(one: str, other: str) -> None:
+    """Exchange what two names stand for, renameat2(2) with RENAME_EXCHANGE. EINVAL where the filesystem cannot."""
+    _check(_renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), 2), "renameat2", one)
 
 
 def sethostname(name: str) -> None:

@@ -12,9 +12,8 @@ import os
 import struct
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
 
-from nsagent.errors import NsagentError, UnsupportedError
+from nsagent.errors import LoadError, NsagentError, UnsupportedError
 from nsagent.kernel import abi, bpf, build, create, objects
 from nsagent.kernel.maps import possible_cpus
 from nsagent.kernel.ring import RingBuffer
@@ -37,25 +36,28 @@ _FIELDS = {
 
 
 def find_object(
-    cache_dir: str, subsystem: str | None, *, rows: int = ROWS, ring_bytes: int = RING_BYTES
+    cache_dir: str, subsystem: str | None, *, rows: int = ROWS, ring_bytes: int = RING_BYTES, object_dir: str = ""
 ) -> tuple[objects.Object, bool]:
-    """Return the object for this kernel, and whether it came from the cache. Raises as `build.compile_object`."""
+    """Return the object for this kernel, and whether it was there already: in `object_dir`, made elsewhere, or in the cache.
+
+    Raises as `build.compile_object`.
+    """
     build_id = objects.kernel_build_id()
     key = build.source_key(build.read_sources(), subsystem)
-    path = build.cached_path(cache_dir, build_id, key)
-    try:
-        found = objects.read_object(path)
-        if found.key == (key, build_id):
-            return _sized(found, rows, ring_bytes), True
-        log.warning("cached object is another's path=%s", path)
-    except FileNotFoundError:
-        pass
-    except NsagentError as error:
-        log.warning("cached object refused path=%s reason=%s", path, error)
-    document: dict[str, Any] = build.compile_object(build_id, subsystem, log_dir=cache_dir)
-    document |= {"abi": abi.ABI_VERSION, "maps": abi.map_specs(rows, ring_bytes)}
-    text = build.store(path, document)
-    return objects.parse_object(text, path), False
+    for directory in filter(None, (object_dir, cache_dir)):
+        path = build.cached_path(directory, build_id, key)
+        try:
+            found = objects.read_object(path)
+            if found.key == (key, build_id):
+                return _sized(found, rows, ring_bytes), True
+            log.warning("event=object_refused path=%s reason=it is for other sources or another kernel", path)
+        except FileNotFoundError:
+            pass
+        except NsagentError as error:
+            log.warning("event=object_refused path=%s reason=%s", path, error)
+    document = build.make_object(build_id, subsystem, log_dir=cache_dir, rows=rows, ring_bytes=ring_bytes)
+    text = build.store(build.cached_path(cache_dir, build_id, key), document)
+    return objects.parse_object(text, "the object just compiled"), False
 
 
 def _sized(found: objects.Object, rows: int, ring_bytes: int) -> objects.Object:
@@ -74,23 +76,48 @@ def attach(
     trace: bool = True,
     rows: int = ROWS,
     ring_bytes: int = RING_BYTES,
+    object_dir: str = "",
+    rate: int = 0,
+    as_found: bool = False,
 ) -> Attached:
     """Load or adopt the programs under `pin_dir`.
 
-    `subsystem` is the v1 controller whose hierarchy's cgroups are charged (``cpuacct``), None for the v2 tree.
+    `subsystem` is the v1 controller whose hierarchy's cgroups are charged (``cpuacct``), None for the v2 tree. `object_dir` may
+    hold an object made elsewhere. `rate` is how many events a second one cgroup may have, 0 any number.
+
+    Programs of another version, or with tracing where none is wanted or the other way round, are replaced and what was
+    counted stays: the maps go on, as long as their layout and the hierarchy are the same. Both sets run for some
+    milliseconds meanwhile, and each birth, exit, free and call is counted by one of them: nothing is lost, nothing is
+    counted twice. With `as_found` tracing that is on stays on, and filters stay: for a reader outside an agent's life.
 
     Raises:
         UnsupportedError: no BTF, no bcc to compile with, no bpffs, or a kernel without what the programs stand on.
         AccessError: no CAP_BPF and CAP_PERFMON.
         LoadError: the compiler or the verifier refused.
     """
-    found, cached = find_object(cache_dir, subsystem, rows=rows, ring_bytes=ring_bytes)
+    found, cached = find_object(cache_dir, subsystem, rows=rows, ring_bytes=ring_bytes, object_dir=object_dir)
     groups = {"account"}
     if trace:
         groups.add("trace_functions" if _fentry_works(found) else "trace_tracepoints")
-    started = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-    loaded = objects.load(found, pin_dir, groups=groups, before_attach=_before_attach(rows), after_attach=_after_attach)
-    attached = Attached(loaded, found, warm=cached, adopted=loaded.loaded_ns < started)
+    try:
+        loaded = objects.load(
+            found,
+            pin_dir,
+            groups=groups,
+            before_attach=_before_attach(rows, trace),
+            after_attach=_after_attach,
+            carry_on=_carry_on(trace),
+            lineage=f"cgroups of {subsystem}",
+            exact=not as_found,
+        )
+    except LoadError as error:
+        if error.log and (path := build.keep_log(cache_dir, "verifier.log", error.log)):
+            error.hint = f"{error.hint}; the verifier's text is in {path}"
+        raise
+    attached = Attached(loaded, found, warm=cached, adopted=loaded.adopted)
+    if not as_found:
+        attached.trace_all(False)  # an agent that was killed may have left it on, and its filters
+        attached.filter_events(rate=rate)
     attached.find_cpu_offsets()
     if not attached.adopted:
         attached.settle()  # everybody alive gets a context, so that their next call has a "before"
@@ -121,12 +148,21 @@ def _fentry_works(found: objects.Object) -> bool:
     return True
 
 
-def _before_attach(rows: int) -> Any:
+def _before_attach(rows: int, trace: bool) -> objects.Step:
     def set_up(maps: objects.Maps) -> None:
         _put(maps, "t0", _BEFORE_ALL)  # until every program is attached, whoever is met was alive at load
         _put(maps, "rows", rows)
+        _carry_on(trace)(maps)
+
+    return set_up
+
+
+def _carry_on(trace: bool) -> objects.Step:
+    """Of maps that have a past only what may be another now. t0 stays: whoever was born since is accounted from birth."""
+
+    def set_up(maps: objects.Maps) -> None:
         _put(maps, "page", os.sysconf("SC_PAGE_SIZE"))
-        _put(maps, "trace", int("events" in maps))
+        _put(maps, "trace", int(trace))
 
     return set_up
 

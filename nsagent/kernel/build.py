@@ -11,12 +11,14 @@ import hashlib
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 from typing import Any
 
 from nsagent.errors import LoadError, UnsupportedError
+from nsagent.kernel import abi
 
 log = logging.getLogger(__name__)
 
@@ -96,35 +98,60 @@ def compile_object(
                 input=request, capture_output=True, text=True, timeout=deadline, check=False,
                 env={"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"},
             )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            raise LoadError(f"compiling took longer than {deadline:g} s and was stopped") from None
+        except subprocess.TimeoutExpired as error:
+            text = (error.stderr or b"").decode("utf-8", "replace")
+            raise _compile_error(text, log_dir, f"it took longer than {deadline:g} s and was stopped") from None
         except OSError as error:
             log.warning("cannot run %s: %s", python, error.strerror)
             continue
         if done.returncode == 0:
             document: dict[str, Any] = json.loads(done.stdout)
             return document
+        if done.returncode < 0:
+            raise _compile_error(done.stderr, log_dir, f"the compiler was ended by {_signal_name(-done.returncode)}")
         if done.returncode != _NO_BCC:
             raise _compile_error(done.stderr, log_dir)
     raise UnsupportedError("bpf", f"no module named bcc for {' or '.join(interpreters())}", hint=_BCC_HINT)
 
 
-def _compile_error(text: str, log_dir: str) -> LoadError:
-    """One cause out of the compiler's text: its first error, else the child's last line."""
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _compile_error(text: str, log_dir: str, cause: str = "") -> LoadError:
+    """One cause: what is known, else the first error in the compiler's text, else the child's last line."""
     lines = [line for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if "error:" in line]
-    cause = (errors or lines[-1:] or ["the compiler said nothing"])[0].strip()
-    hint = "please report it with the log"
-    if log_dir:
-        path = os.path.join(log_dir, "compile.log")
-        try:
-            os.makedirs(log_dir, mode=0o700, exist_ok=True)
-            with open(path, "w", encoding="utf-8") as file:
-                file.write(text)
-            hint = f"the compiler's text is in {path}"
-        except OSError:
-            log.warning("cannot write %s", path)
+    cause = cause or (errors or lines[-1:] or ["the compiler said nothing"])[0].strip()
+    path = keep_log(log_dir, "compile.log", text)
+    hint = f"the compiler's text is in {path}" if path else "please report it with the log"
     return LoadError(f"cannot compile the BPF programs: {cause}", log=text, hint=hint)
+
+
+def keep_log(log_dir: str, name: str, text: str) -> str:
+    """Write the compiler's or the verifier's text to a file of `log_dir`; return its path, empty where there is none."""
+    if not log_dir:
+        return ""
+    path = os.path.join(log_dir, name)
+    try:
+        os.makedirs(log_dir, mode=0o700, exist_ok=True)
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        log.warning("event=log_not_kept path=%s reason=%s", path, error.strerror)
+        return ""
+    return path
+
+
+def make_object(
+    build_id: str, subsystem: str | None, *, rows: int, ring_bytes: int, btf: str = BTF, log_dir: str = ""
+) -> dict[str, Any]:
+    """Compile the programs and add the maps: a whole object. Raises as `compile_object`."""
+    document = compile_object(build_id, subsystem, btf=btf, log_dir=log_dir)
+    return document | {"abi": abi.ABI_VERSION, "maps": abi.map_specs(rows, ring_bytes)}
 
 
 def cached_path(cache_dir: str, build_id: str, key: str) -> str:

@@ -6,7 +6,12 @@
     3  before_attach(maps)
     4  links, in the object's order             new/ with programs that run and that nobody reads, until the next load
     5  after_attach(maps)
-    6  rename new/ to abi<N>/                   complete pins, which the next agent adopts
+    6  swap new/ and abi<N>/                    complete pins, which the next agent adopts; new/ now has the old ones
+    7  remove new/                              as above: the next load or adoption ends what runs a second time
+
+An upgrade keeps the maps, and so what was counted: the new programs get them instead of new ones (`carry_on`). From 4 to 7 both
+sets run on the same maps, so programs that are carried on must add nothing the second time: see tell_once in bpf/account.c.
+Then nothing is lost and nothing is counted twice.
 
 A program's bytes depend on the kernel build (BTF ids) and on nothing else; descriptors are filled in here.
 Sources: include/uapi/linux/bpf.h, kernel/bpf/syscall.c, kernel/bpf/bpf_iter.c, kernel/bpf/inode.c.
@@ -15,6 +20,7 @@ Sources: include/uapi/linux/bpf.h, kernel/bpf/syscall.c, kernel/bpf/bpf_iter.c, 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import os
 import struct
@@ -61,8 +67,8 @@ log = logging.getLogger(__name__)
 Maps = Mapping[str, Map]
 Step = Callable[[Maps], None]
 
-# source, build id, its length, maps, programs, links, CLOCK_MONOTONIC ns of the load
-_META: Final = struct.Struct("=32s20sIIII4xQ")
+# source, build id, its length, maps, programs, links, CLOCK_MONOTONIC ns of the load, hash of the lineage
+_META: Final = struct.Struct("=32s20sIIII4xQ16s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +111,8 @@ class Status:
 class Loaded:
     """Descriptors of everything an object became. Closing them ends nothing: the pins hold it.
 
-    `adopted` tells that this call found it loaded. `loaded_ns` is the CLOCK_MONOTONIC time of the load.
+    `adopted` tells that this call found it loaded, `carried` that it replaced other programs and kept their maps.
+    `loaded_ns` is the CLOCK_MONOTONIC time of the load.
     """
 
     def __init__(self, pin_dir: str) -> None:
@@ -115,7 +122,9 @@ class Loaded:
         self.links: dict[str, int] = {}
         self.object_key = ObjectKey("", "")
         self.loaded_ns = 0
+        self.lineage = bytes(16)
         self.adopted = False
+        self.carried = False
 
     def iterate(self, name: str) -> bytes:
         """Run the iterator program `name` once over everything, and return what it printed.
@@ -189,10 +198,16 @@ def load(
     groups: Collection[str] | None = None,
     before_attach: Step | None = None,
     after_attach: Step | None = None,
+    carry_on: Step | None = None,
+    lineage: str = "",
+    exact: bool = False,
 ) -> Loaded:
     """Load the programs of `groups` (default: all), or adopt them if this very object is loaded with all of these.
 
-    Pins of another object, or that lack one of the programs, are replaced: the new programs run before the old end.
+    Pins of another object, or that lack one of the programs, are replaced: the new programs run before the old end. With
+    `exact` those that have more programs are replaced too. With `carry_on` the new programs take over the maps there are,
+    if all of them that hold something are of the layout this object states and the load before was of the same `lineage` (a word
+    for what rows mean beside their layout); `carry_on(maps)` is then called in place of both other callbacks.
     On any failure, the callbacks' included, everything this call made is removed, and what was there stays.
 
     Raises:
@@ -208,21 +223,34 @@ def load(
             hint="compile it again: BTF ids are valid for one build of the kernel only",
         )
     programs = [program for program in obj.programs if groups is None or program.group in groups]
+    names, tag = {program.name for program in programs}, hashlib.sha256(lineage.encode()).digest()[:16]
     with locked(pin_dir):
+        _sweep(pin_dir)
         existing = _open(pin_dir)
+        maps, carried = _wanted_maps(obj, programs), {}
         if existing is not None:
-            if existing.object_key == obj.key and {p.name for p in programs} <= existing.programs.keys() | existing.links.keys():
+            there = existing.programs.keys() | existing.links.keys()
+            if existing.object_key == obj.key and (names == there if exact else names <= there):
                 return existing
+            if carry_on and existing.lineage == tag:
+                carried = _carry(existing, obj.maps, maps)
+        try:
+            before, after = (carry_on, None) if carried else (before_attach, after_attach)
+            loaded = _build(obj.key, maps, programs, pin_dir, lineage=tag, carried=carried, before=before, after=after)
+        except BaseException:
+            if existing is not None:
+                existing.close()
+            raise
+        if existing is not None:
+            existing.maps = {name: one for name, one in existing.maps.items() if name not in carried}
             existing.close()
-        loaded = _build(
-            obj.key,
-            _wanted_maps(obj, programs),
-            programs,
-            pin_dir,
-            before_attach=before_attach,
-            after_attach=after_attach,
-        )
-    log.info("event=loaded pin_dir=%s programs=%d source=%.12s", pin_dir, len(loaded.programs), obj.key.source)
+    log.info(
+        "event=loaded pin_dir=%s programs=%d source=%.12s carried_maps=%d",
+        pin_dir,
+        len(loaded.programs),
+        obj.key.source,
+        len(carried),
+    )
     return loaded
 
 
@@ -236,7 +264,39 @@ def adopt(pin_dir: str = DEFAULT_PIN_DIR) -> Loaded | None:
     if not os.path.isdir(pin_dir):
         return None
     with locked(pin_dir):
+        _sweep(pin_dir)
         return _open(pin_dir)
+
+
+def _sweep(pin_dir: str) -> None:
+    """End what a loader left that died in the middle. The caller has the load lock."""
+    new = f"{pin_dir}/new"
+    try:
+        if pins.remove_dir(new):
+            log.warning("event=leftover_removed path=%s", new)
+    except OSError as exc:
+        raise bpf.translate(exc, f"pins in {pin_dir}") from exc
+
+
+def _carry(existing: Loaded, specs: Mapping[str, MapSpec], wanted: Collection[str]) -> dict[str, Map]:
+    """Return the maps that go on, with those that no program wants now but one may want later; none where a layout differs.
+
+    All or none: one map has the other's indexes. But for ring buffers, which hold no totals: a wanted one of another size is
+    made anew, and one that is not wanted goes.
+    """
+    carried: dict[str, Map] = {}
+    for name, one in existing.maps.items():
+        spec = specs.get(name)
+        if spec is None:
+            continue
+        theirs = (one.type, one.key_size, one.value_size, one.max_entries, one.flags)
+        ours = (spec.type, spec.key_size, spec.value_size, spec.max_entries, sum(bpf.MAP_FLAGS[flag] for flag in set(spec.flags)))
+        if theirs == ours and (spec.type != "ringbuf" or name in wanted):
+            carried[name] = one
+        elif theirs != ours and spec.type != "ringbuf":
+            log.warning("event=counters_restart reason=map %s was %s, is %s", name, theirs, ours)
+            return {}
+    return carried
 
 
 def _wanted_maps(obj: Object, programs: list[ProgramSpec]) -> dict[str, MapSpec]:
@@ -252,39 +312,45 @@ def _build(
     programs: list[ProgramSpec],
     pin_dir: str,
     *,
-    before_attach: Step | None,
-    after_attach: Step | None,
+    lineage: bytes,
+    carried: dict[str, Map],
+    before: Step | None,
+    after: Step | None,
 ) -> Loaded:
-    new, live = f"{pin_dir}/new", live_dir(pin_dir)
+    """Steps 2 to 7; on failure the `carried` maps are left open and pinned where they were."""
+    new = f"{pin_dir}/new"
     loaded = Loaded(pin_dir)
-    loaded.object_key = key
+    loaded.object_key, loaded.lineage, loaded.carried = key, lineage, bool(carried)
+
+    def close() -> None:
+        loaded.maps = {name: one for name, one in loaded.maps.items() if name not in carried}
+        loaded.close()
+
     with contextlib.ExitStack() as undo:
         try:
-            if pins.remove_dir(new):
-                log.warning("event=leftover_removed path=%s", new)
             os.mkdir(new, 0o700)
             undo.callback(pins.remove_dir, new)
-            undo.callback(loaded.close)
+            undo.callback(close)
+            loaded.maps.update(carried)
             for name, spec in maps.items():
-                loaded.maps[name] = create.create_map(name, spec)
-                bpf.obj_pin(loaded.maps[name].fd, f"{new}/map_{name}")
+                if name not in carried:
+                    loaded.maps[name] = create.create_map(name, spec)
+            for name, one in loaded.maps.items():
+                bpf.obj_pin(one.fd, f"{new}/map_{name}")
             fds = {name: one.fd for name, one in loaded.maps.items()}
             for program in (program for program in programs if not program.same_as):
                 loaded.programs[program.name] = create.load_program(program, fds)
                 bpf.obj_pin(loaded.programs[program.name], f"{new}/prog_{program.name}")
-            if before_attach:
-                before_attach(loaded.maps)
+            if before:
+                before(loaded.maps)
             for program in programs:
                 if program.attach != "none":
                     loaded.links[program.name] = create.attach(program, loaded.programs[program.same_as or program.name])
                     bpf.obj_pin(loaded.links[program.name], f"{new}/link_{program.name}")
-            if after_attach:
-                after_attach(loaded.maps)
+            if after:
+                after(loaded.maps)
             _write_meta(loaded, new)
-            for name in os.listdir(pin_dir):  # another object's, or another ABI's: ends only now
-                if name.startswith("abi"):
-                    pins.remove_dir(f"{pin_dir}/{name}")
-            os.rename(new, live)
+            pins.publish(pin_dir)
         except OSError as exc:
             raise bpf.translate(exc, f"pins in {pin_dir}") from exc
         undo.pop_all()
@@ -297,7 +363,7 @@ def _write_meta(loaded: Loaded, directory: str) -> None:
     counts = (len(loaded.maps), len(loaded.programs), len(loaded.links))
     fd = bpf.map_create(bpf.MAP_TYPES["array"], "nsagent_meta", key_size=4, value_size=_META.size, max_entries=1)
     try:
-        value = _META.pack(source, build_id, len(build_id), *counts, loaded.loaded_ns)
+        value = _META.pack(source, build_id, len(build_id), *counts, loaded.loaded_ns, loaded.lineage)
         bpf.map_update(fd, bytes(4), value)
         bpf.map_freeze(fd)
         bpf.obj_pin(fd, f"{directory}/map_{META}")
@@ -328,7 +394,7 @@ def _open(pin_dir: str) -> Loaded | None:
             meta.close()
         counts = (len(loaded.maps), len(loaded.programs), len(loaded.links))
         if raw is not None:
-            source, build_id, length, *noted, loaded.loaded_ns = _META.unpack(raw)
+            source, build_id, length, *noted, loaded.loaded_ns, loaded.lineage = _META.unpack(raw)
             loaded.object_key = ObjectKey(source.hex(), build_id[:length].hex())
             if tuple(noted) == counts:
                 return loaded

@@ -3,7 +3,7 @@
     <pin_dir>/            flock: the load lock, held for the moment of a load, an adoption or an unload
     <pin_dir>/owner/      flock: held by the agent that owns this node's programs, for its whole life
     <pin_dir>/new/        being built by the holder of the load lock; a leftover is a dead loader's
-    <pin_dir>/abi<N>/     complete: published by one rename(2); map_NAME, prog_NAME, link_NAME
+    <pin_dir>/abi<N>/     complete: published by one renameat2(2); map_NAME, prog_NAME, link_NAME
 
 bpffs holds no regular file, so the locks are on directories, and who holds one is read from /proc/locks. bpffs refuses
 dots in names (EPERM). Sources: kernel/bpf/inode.c, man 2 flock, man 5 proc_locks.
@@ -12,12 +12,14 @@ dots in names (EPERM). Sources: kernel/bpf/inode.c, man 2 flock, man 5 proc_lock
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import time
 from types import TracebackType
 from typing import Final, Self
 
+from nsagent import libc
 from nsagent.errors import AccessError, NsagentError, UnsupportedError
 from nsagent.kernel import mounts
 from nsagent.kernel.abi import ABI_VERSION
@@ -157,6 +159,26 @@ def remove_dir(path: str) -> bool:
             os.unlink(f"{path}/{name}")
     os.rmdir(path)
     return True
+
+
+def publish(pin_dir: str) -> None:
+    """Make new/ the pins of this ABI, in one step, and remove those it replaces: these end only now.
+
+    The caller has the load lock. A bpffs exchanges two names since Linux kernel commit 3871cb8cf741 ("libfs: Support
+    RENAME_EXCHANGE in simple_rename()") (in v5.16); before that a crash between the two steps leaves new/ alone.
+    """
+    new, live = f"{pin_dir}/new", live_dir(pin_dir)
+    try:
+        libc.rename_exchange(new, live)
+    except OSError as exc:
+        if exc.errno not in (errno.ENOENT, errno.EINVAL, errno.ENOSYS):
+            raise
+        remove_dir(live)
+        os.rename(new, live)
+    for name in os.listdir(pin_dir):
+        path = f"{pin_dir}/{name}"
+        if name == "new" or (name.startswith("abi") and path != live):  # another object's, or another ABI's
+            remove_dir(path)
 
 
 def unload(pin_dir: str) -> bool:
