@@ -259,7 +259,7 @@ def test_where_bpf_cannot_be_had_the_agent_serves_what_it_can(state_dir: Path, t
 
 
 def test_an_ordinary_user_gets_the_cgroups(state_dir: Path) -> None:
-    os.chmod(state_dir, 0o777)
+    os.chown(state_dir, 65534, 65534)
     for above in state_dir.parents[:3]:
         os.chmod(above, 0o755)
     with running(
@@ -272,11 +272,10 @@ def test_an_ordinary_user_gets_the_cgroups(state_dir: Path) -> None:
 
 
 def test_small_and_without_a_compiler(agent: Agent) -> None:
-    for _ in range(3):
-        agent.scrape()
+    samples = max(len(agent.scrape()) for _ in range(3))
     maps = Path(f"/proc/{agent.process.pid}/maps").read_text()
     assert "libLLVM" not in maps
     assert "bcc" not in maps
     rollup = Path(f"/proc/{agent.process.pid}/smaps_rollup").read_text().splitlines()
     pss = next(int(line.split()[1]) for line in rollup if line.startswith("Pss:"))
-    assert pss < 45 << 10
+    assert pss < (45 << 10) + max(0, samples - 10_000), "1 KiB a sample where somebody made thousands of cgroups"
