@@ -1,20 +1,26 @@
 # Two commands are all the set-up: `make demo` shows nsagent at work, `make test` proves it. `make` lists the others.
 
 PYTHON := .venv/bin/python
+# Machines with other kernels; only CI and `make test-vm` need them.
+VM_PACKAGES := qemu-system-x86 zstd
 
-.PHONY: help setup demo test lint format bench clean
+.PHONY: help setup demo test test-vm lint format bench clean
 
 help: ## list what can be made
-	@sed -n 's/^\([a-z]*\):[^#]*## /  make \1\t/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' Makefile | expand -t 16
 
 setup: ## install the Debian packages and .venv, mount bpffs and tracefs; does only what is missing
-	@bash tools/setup.sh
+	@bash tools/setup.sh $(if $(filter true,$(CI)),$(VM_PACKAGES))
 
 demo: setup ## start an agent, run a job under it, show what it saw, and remove everything again
 	@$(PYTHON) tools/demo.py
 
 test: setup ## run all tests; with CI=true a test that this machine cannot run is a failure
 	@NSAGENT_REQUIRE_KERNEL=$${NSAGENT_REQUIRE_KERNEL-$(if $(filter true,$(CI)),1)} $(PYTHON) -m pytest $(ARGS)
+
+test-vm: ## boot Debian's kernels from 5.10 to the newest in qemu, and write docs/support-matrix.md; a quarter of an hour
+	@bash tools/setup.sh $(VM_PACKAGES)
+	@$(PYTHON) -m tests.vm.matrix $(ARGS)
 
 lint: setup ## run the linters alone
 	@$(PYTHON) -m pytest -q tests/unit/test_lint.py tests/unit/test_layers.py
