@@ -64,6 +64,22 @@ def default_state_dir() -> str:
     return os.path.join(runtime, "nsagent") if runtime else f"/tmp/nsagent-{os.geteuid()}"
 
 
+def check_state_dir(state_dir: str) -> None:
+    """Refuse a state directory that another user made or can write: what stands there is obeyed, with kills and removals.
+
+    One that does not exist yet is fine. Raises AccessError.
+    """
+    for path in (state_dir, os.path.join(state_dir, "jobs")):
+        try:
+            found = [os.lstat(path), os.stat(path)]  # a link in /tmp is whose link it is, too
+        except OSError:
+            continue
+        if any(one.st_uid not in (0, os.geteuid()) for one in found):
+            raise AccessError(f"{path} belongs to another user", hint="name a directory of yours with --state-dir")
+        if found[1].st_mode & stat.S_IWOTH:
+            raise AccessError(f"{path} can be written by every user", hint=f"chmod o-w {path}, or name another --state-dir")
+
+
 def new_id(name: str) -> str:
     """Return an id for a job called `name`: safe as a file's and as a cgroup's name, and no other job's."""
     word = re.sub(r"[^A-Za-z0-9_.-]+", "_", name).strip(".-")[:48] or "job"
@@ -111,7 +127,11 @@ def create(state_dir: str, record: JobRecord) -> JobFile:
 
 
 def abandoned(state_dir: str) -> Iterator[JobFile]:
-    """Yield, locked for the caller, each job whose launcher is gone. The caller ends each by `finish` or `release`."""
+    """Yield, locked for the caller, each job whose launcher is gone. The caller ends each by `finish` or `release`.
+
+    Raises AccessError where the directory is not ours alone: see `check_state_dir`.
+    """
+    check_state_dir(state_dir)
     directory = os.path.join(state_dir, "jobs")
     for name in _names(directory):
         path = os.path.join(directory, name)
@@ -156,7 +176,8 @@ def _read_all(directory: str) -> list[JobRecord]:
         except OSError:
             continue
         try:
-            records.append(_parse(fd, path))
+            with contextlib.suppress(ParseError):  # none of ours
+                records.append(_parse(fd, path))
         finally:
             os.close(fd)
     return sorted(records, key=lambda record: record.start)
@@ -172,32 +193,45 @@ def _parse(fd: int, path: str) -> JobRecord:
         fields = {key: value for key, value in json.loads(b"".join(pieces)).items() if key in known}
         for key in ("command", "isolate"):
             fields[key] = tuple(fields[key])
-        return JobRecord(**fields)
-    except (ValueError, TypeError, KeyError, AttributeError) as exc:
+        record = JobRecord(**fields)
+        _check(record, os.path.basename(path))
+        return record
+    except (ValueError, TypeError, KeyError, AttributeError, OSError, RecursionError) as exc:
         raise ParseError(f"not the record of a job: {exc}", path=path) from exc
+
+
+def _check(record: JobRecord, file_name: str) -> None:
+    """Raise ValueError for a record that would have a sweep kill or write anything but the job that the file is named for."""
+    words = (record.name, record.cgroup, *record.command)
+    whole = (record.launcher_pid, record.pid or 0, record.start_ticks or 0)
+    times = (record.start, record.end or 0.0)
+    if file_name != f"{record.id}.json" or not all(isinstance(word, str) for word in words):
+        raise ValueError("the id or a word of it is wrong")
+    if record.cgroup and not f"/{record.cgroup}".endswith(f"/nsagent/{record.id}"):
+        raise ValueError(f"{record.cgroup!r} is not its cgroup")
+    if not all(isinstance(number, int) and number >= 0 for number in whole) or not all(isinstance(t, int | float) for t in times):
+        raise ValueError("a number of it is wrong")
 
 
 def _names(directory: str) -> list[str]:
     try:
         return [name for name in os.listdir(directory) if name.endswith(".json")]
-    except (FileNotFoundError, PermissionError):
+    except OSError:  # not there, not ours to read, or no directory: what writes there says so
         return []
 
 
 def _directory(state_dir: str) -> str:
     directory = os.path.join(state_dir, "jobs")
+    check_state_dir(state_dir)
     try:
         os.makedirs(state_dir, mode=0o755 if os.geteuid() == 0 else 0o700, exist_ok=True)
         os.makedirs(os.path.join(directory, "ended"), mode=0o700, exist_ok=True)
-        found = os.lstat(state_dir)
     except OSError as exc:
         raise AccessError(
             f"no job can be registered in {state_dir}: {exc.strerror}",
             hint="name a directory that you can write with --state-dir",
         ) from exc
-    # /tmp is everybody's: a directory that another user put there first would give that user the records
-    if state_dir.startswith("/tmp/nsagent-") and (found.st_uid != os.geteuid() or not stat.S_ISDIR(found.st_mode)):
-        raise AccessError(f"{state_dir} belongs to another user", hint="name a directory of yours with --state-dir")
+    check_state_dir(state_dir)  # again: in /tmp another user may have been faster
     return directory
 
 
@@ -214,7 +248,10 @@ def _write_locked(directory: str, record: JobRecord) -> int:
             os.close(fd)
             raise
     except OSError as exc:
-        raise AccessError(f"cannot write the record of job {record.id} in {directory}: {exc.strerror}") from exc
+        raise AccessError(
+            f"cannot write the record of job {record.id} in {directory}: {exc.strerror}",
+            hint="name a directory that you can write with --state-dir",
+        ) from exc
     return fd
 
 
@@ -234,7 +271,11 @@ def _prune(directory: str) -> None:
 
 
 def remove_stale(state_dir: str) -> None:
-    """Remove hidden files that a launcher left when it was killed in mid-write, more than a minute ago."""
+    """Remove hidden files that a launcher left when it was killed in mid-write, more than a minute ago.
+
+    Raises AccessError where the directory is not ours alone: see `check_state_dir`.
+    """
+    check_state_dir(state_dir)
     for directory in (os.path.join(state_dir, "jobs"), os.path.join(state_dir, "jobs", "ended")):
         with contextlib.suppress(OSError):
             for entry in os.scandir(directory):

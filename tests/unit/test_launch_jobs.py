@@ -13,7 +13,7 @@ import pytest
 
 from nsagent import jobs
 from nsagent.errors import AccessError
-from tests.support import wait_for
+from tests.support import require_root, wait_for
 
 
 def record(name: str = "job", **changes: object) -> jobs.JobRecord:
@@ -114,3 +114,75 @@ def test_a_state_directory_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(AccessError) as caught:
         jobs.create(str(tmp_path / "file" / "state"), record())
     assert "--state-dir" in caught.value.hint
+
+
+@pytest.mark.parametrize("place", ["", "jobs"])
+def test_a_directory_that_others_can_write_is_obeyed_in_nothing(tmp_path: Path, place: str) -> None:
+    job = jobs.create(str(tmp_path), record())
+    job.release()
+    hidden = tmp_path / "jobs" / ".bashrc"  # as where `jobs` is a link that another user made to somebody's home
+    hidden.write_text("")
+    os.utime(hidden, (1, 1))
+    (tmp_path / place).chmod(0o777)
+    with pytest.raises(AccessError, match="every user"):
+        jobs.remove_stale(str(tmp_path))
+    with pytest.raises(AccessError, match="every user"):
+        list(jobs.abandoned(str(tmp_path)))
+    with pytest.raises(AccessError, match="every user"):
+        jobs.create(str(tmp_path), record())
+    assert hidden.exists()
+
+
+def test_another_users_directory_is_refused(tmp_path: Path) -> None:
+    require_root()
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / ".bashrc").write_text("")
+    os.utime(home / ".bashrc", (1, 1))
+    state = tmp_path / "state"
+    state.mkdir()
+    (state / "jobs").symlink_to(home)
+    os.chown(state / "jobs", 65534, 65534, follow_symlinks=False)
+    for call in (jobs.remove_stale, lambda path: list(jobs.abandoned(path)), lambda path: jobs.create(path, record())):
+        with pytest.raises(AccessError, match="another user"):
+            call(str(state))
+    assert (home / ".bashrc").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"id": "../../other"},
+        {"cgroup": "somebody/else"},
+        {"cgroup": "nsagent"},
+        {"cgroup": 5},
+        {"pid": "abc"},
+        {"pid": -1},
+        {"start": "now"},
+        {"command": [5]},
+        {"namespaces": None, "name": None},
+    ],
+)
+def test_a_record_that_is_no_jobs_own_is_left_alone(tmp_path: Path, changes: dict[str, object]) -> None:
+    job = jobs.create(str(tmp_path), record())
+    job.release()
+    path = tmp_path / "jobs" / f"{job.record.id}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    assert list(jobs.abandoned(str(tmp_path))) == []
+    assert jobs.read_live(str(tmp_path)) == []
+    assert path.exists()
+
+
+@pytest.mark.parametrize("text", ["", "[" * 9000, "[]", "null", "\udcff"])
+def test_a_file_that_is_no_record_stops_nobody(tmp_path: Path, text: str) -> None:
+    jobs.create(str(tmp_path), record()).release()
+    (tmp_path / "jobs" / "x.json").write_text(text, errors="surrogateescape")
+    assert len(jobs.read_live(str(tmp_path))) == 1
+    assert len(list(jobs.abandoned(str(tmp_path)))) == 1
+
+
+def test_a_state_directory_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "state").write_text("")
+    assert list(jobs.abandoned(str(tmp_path / "state"))) == []
+    with pytest.raises(AccessError):
+        jobs.create(str(tmp_path / "state"), record())
