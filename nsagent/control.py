@@ -5,12 +5,13 @@
                                          <-    {"ok": true, "bytes": N}\\n and N bytes of exposition
     {"request": "status"}\\n             ->
                                          <-    {"ok": true, "status": {...}}\\n
-    {"request": "namespaces"}\\n         ->    what the tasks of each have used, since the programs were loaded
-                                         <-    {"ok": true, "exact": true, "namespaces": [{"kind": "pid", "inum": N, "id": N,
-                                               "usage": {"cpu_ns": N, ...}}, ...]}\\n; usage.Usage but for what is missing here
+    {"request": "namespaces"}\\n         ->    what the tasks of each have used since the programs were loaded
+                                         <-    {"ok": true, "exact": true}\\n, then a line each: {"kind": "pid", "inum": N,
+                                               "id": N, "usage": {"cpu_ns": N, ...}}, usage.Usage but for what is missing
     {"request": "history", "kind": "pid", "inum": N, "id": N}\\n   ->   each of the three may be left out
-                                         <-    {"ok": true, "since": T, "lost": N, "evicted": N, "records": [...]}\\n,
-                                               records as records.Record.to_json makes them
+                                         <-    {"ok": true, "since": T, "lost": N, "evicted": N}\\n, then a line a record, as
+                                               records.Record.to_json makes them
+                                               both end with {"end": N}: so many lines came between
     {"request": "trace", "output": "text", "kind": "pid", "pid": 1, "failed": true, "all": true, "count": 9}\\n
                                          ->
                                          <-    {"ok": true}\\n, then a line an event: {"line": "..."}, or {"lost": N}: so many
@@ -27,6 +28,7 @@ import collections
 import contextlib
 import errno
 import fcntl
+import itertools
 import json
 import logging
 import os
@@ -34,11 +36,12 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, Final
 
 from nsagent.errors import AccessError, NsagentError, UnsupportedError, UsageError
-from nsagent.events import EventFilter, SyscallEvent
+from nsagent.events import Event, EventFilter
+from nsagent.jobs import check_state_dir
 from nsagent.namespaces import NamespaceKind
 
 log = logging.getLogger(__name__)
@@ -47,6 +50,7 @@ _CLIENTS: Final = 64
 _REQUEST_BYTES: Final = 4096
 _REQUEST_SECONDS: Final = 5.0
 _QUEUE: Final = 8192  # events a client may be behind: some 6 MB
+Answer = Callable[[dict[str, Any]], tuple[dict[str, Any], Iterable[Mapping[str, Any]]]]
 _FIELDS: Final = {"output": str, "kind": str, "pid": int, "failed": bool, "all": bool, "count": int}
 
 
@@ -61,7 +65,7 @@ class Subscription:
     def __init__(self, wanted: EventFilter, limit: int) -> None:
         self._wanted = wanted
         self._limit = limit
-        self._events: collections.deque[SyscallEvent] = collections.deque()
+        self._events: collections.deque[Event] = collections.deque()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._lost = 0
         self.all = wanted.all
@@ -70,7 +74,7 @@ class Subscription:
         """Return an eventfd."""
         return self._wake
 
-    def offer(self, events: Sequence[SyscallEvent]) -> int:
+    def offer(self, events: Sequence[Event]) -> int:
         """Queue those that are wanted; return how many of them were lost because the queue is full."""
         wanted = [event for event in events if self._wanted(event)]
         room = max(0, self._limit - len(self._events))
@@ -81,7 +85,7 @@ class Subscription:
             os.eventfd_write(self._wake, 1)
         return lost
 
-    def take(self) -> tuple[list[SyscallEvent], int]:
+    def take(self) -> tuple[list[Event], int]:
         """Return what is queued, and how many were lost up to now; does not wait."""
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._wake)
@@ -115,7 +119,7 @@ class Hub:
         """Events that a slow client lost, summed over clients."""
         return self._lost
 
-    def publish(self, events: Sequence[SyscallEvent]) -> None:
+    def publish(self, events: Sequence[Event]) -> None:
         """Offer events to all; never waits for a reader."""
         with self._lock:
             for subscription in self._subscriptions:
@@ -150,6 +154,7 @@ class StateLock:
 
     def __init__(self, state_dir: str) -> None:
         path = os.path.join(state_dir, "agent.lock")
+        check_state_dir(state_dir)
         try:
             os.makedirs(state_dir, mode=0o755 if os.geteuid() == 0 else 0o700, exist_ok=True)
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -186,11 +191,11 @@ class Control:
         status: Callable[[], dict[str, Any]],
         hub: Hub | None,
         untraced: str = "",
-        answers: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]] | None = None,
+        answers: Mapping[str, Answer] | None = None,
     ) -> None:
         """The caller has the StateLock, and no threads yet: the socket is made under a umask of our own.
 
-        `answers` has, by the name of the request, what makes one line of JSON of it, without "ok".
+        `answers` has, by the name of the request, what makes its first line (without "ok") and the lines that follow.
         """
         self.path = socket_path(state_dir)
         self._scrape = scrape
@@ -201,11 +206,11 @@ class Control:
         self._free = threading.BoundedSemaphore(_CLIENTS)
         self._closing = False
         self._thread = threading.Thread(target=self._accept, name="control", daemon=True)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.path)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         before = os.umask(0o177)
         try:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.path)
             self._socket.bind(self.path)
         except OSError as error:
             self._socket.close()
@@ -226,7 +231,7 @@ class Control:
         if self._thread.is_alive():
             self._thread.join(5)
         self._socket.close()
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # gone with its directory, or no socket any more
             os.unlink(self.path)
 
     def _accept(self) -> None:
@@ -275,7 +280,9 @@ class Control:
             case "trace":
                 self._trace(client, request)
             case str(name) if name in self._answers:
-                _send(client, {"ok": True} | self._answers[name](request))
+                head, rows = self._answers[name](request)
+                _send(client, {"ok": True} | head)
+                _send_rows(client, rows)
             case other:
                 raise UsageError(f"no request is called {other!r}", hint=", ".join(["metrics, status, trace", *self._answers]))
 
@@ -313,8 +320,19 @@ def parse_trace(request: dict[str, Any]) -> tuple[EventFilter, bool, int | None]
         kind = NamespaceKind(request["kind"]) if "kind" in request else None
     except ValueError:
         raise UsageError(f"no namespace kind {request['kind']!r}", hint=f"one of {', '.join(NamespaceKind)}") from None
+    if request.get("output", "text") not in ("text", "json") or request.get("count", 1) < 1:
+        raise UsageError("trace: output is text or json, count 1 or more")
     wanted = EventFilter(kind, request.get("pid"), request.get("failed", False), request.get("all", False))
     return wanted, request.get("output", "text") == "json", request.get("count")
+
+
+def _send_rows(client: socket.socket, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Send a line each, and their number; some at a time, so that thousands never stand in memory together."""
+    count, left = 0, iter(rows)
+    while lines := [json.dumps(row) + "\n" for row in itertools.islice(left, 64)]:
+        count += len(lines)
+        client.sendall("".join(lines).encode())
+    _send(client, {"end": count})
 
 
 def _send(client: socket.socket, message: dict[str, Any]) -> None:
@@ -339,7 +357,7 @@ def _read_request(client: socket.socket) -> dict[str, Any]:
     client.settimeout(60.0)
     try:
         request = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         request = None
     if not isinstance(request, dict):
         raise UsageError("a request is a JSON object")
@@ -369,7 +387,27 @@ def ask(state_dir: str, request: dict[str, Any]) -> tuple[dict[str, Any], Binary
         raise NsagentError(f"{socket_path(state_dir)}: {error.strerror}", hint="see --state-dir") from error
     finally:
         client.close()  # the stream keeps the connection
-    answer: dict[str, Any] = json.loads(first) if first else {"ok": False, "error": "the agent closed the connection"}
+    try:
+        answer: dict[str, Any] = dict(json.loads(first)) if first else {"error": "the agent closed the connection"}
+    except (ValueError, TypeError, RecursionError):
+        answer = {"error": f"{socket_path(state_dir)}: the answer is no agent's", "hint": "see --state-dir"}
     if not answer.get("ok"):
+        stream.close()
         raise NsagentError(answer.get("error", "the agent refused"), hint=answer.get("hint", ""))
     return answer, stream
+
+
+def ask_rows(state_dir: str, request: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
+    """Send a request that is answered by rows; return the first line and the rows. None where no agent runs.
+
+    Raises:
+        AccessError, NsagentError: as `ask`; also where the answer broke off.
+    """
+    answer = ask(state_dir, request)
+    if answer is None:
+        return None
+    with answer[1] as stream:
+        *rows, last = [json.loads(line) for line in stream] or [{}]
+    if last.get("end") != len(rows):
+        raise NsagentError("the agent broke off its answer", hint=last.get("error", "see its log"))
+    return answer[0], rows

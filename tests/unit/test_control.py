@@ -9,6 +9,7 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -242,3 +243,41 @@ def test_parse_trace() -> None:
     assert (wanted, as_json, count) == (EventFilter(NamespaceKind.PID), True, 3)
     with pytest.raises(UsageError):
         control.parse_trace({"failed": 1})
+
+
+def test_a_directory_in_the_sockets_place_is_one_clear_error(state_dir: Path) -> None:
+    (state_dir / "agent.sock").mkdir()
+    with pytest.raises(AccessError, match=r"agent\.sock"):
+        World(state_dir)
+
+
+def test_a_socket_that_became_something_else_does_not_spoil_the_end(state_dir: Path) -> None:
+    one = World(state_dir)
+    (state_dir / "agent.sock").unlink()
+    (state_dir / "agent.sock").mkdir()
+    one.control.close()
+
+
+def test_a_directory_that_others_can_write_takes_no_agent(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    with pytest.raises(AccessError, match="every user"):
+        StateLock(str(tmp_path))
+
+
+@pytest.mark.parametrize("answer", [b"[]\n", b"HTTP/1.1 400 Bad Request\n", b"[" * 9000 + b"\n", b'"x"\n', b""])
+def test_what_answers_may_be_no_agent(state_dir: Path, answer: bytes) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(control.socket_path(str(state_dir)))
+        listener.listen()
+
+        def reply() -> None:
+            client, _ = listener.accept()
+            with client:
+                client.recv(4096)
+                client.sendall(answer)
+
+        thread = threading.Thread(target=reply)
+        thread.start()
+        with pytest.raises(NsagentError, match="agent"):
+            control.ask(str(state_dir), {"request": "status"})
+        thread.join()
