@@ -149,7 +149,10 @@ class Server:
             answer = Answer(error.status, f"{error}\n".encode())
         head = _head(answer.status, answer.type, len(answer.body), encoding)
         client.settimeout(_ANSWER_SECONDS)  # sendall counts it over all of its sends
-        client.sendall(head + (answer.body if send_body else b""))
+        # Not joined: slow clients that share a sample share its bytes, and do not hold a copy each.
+        client.sendall(head, socket.MSG_MORE if send_body else 0)
+        if send_body:
+            client.sendall(answer.body)
         client.shutdown(socket.SHUT_WR)
         if answer.status != 200:
             _drain(client)

@@ -7,6 +7,7 @@ import gzip
 import http.client
 import socket
 import threading
+import tracemalloc
 from collections.abc import Iterator
 
 import pytest
@@ -176,3 +177,22 @@ def test_close_frees_the_port(running: Running) -> None:
     running.server.close()
     with serve.bind("127.0.0.1", running.port) as again:
         again.listen()
+
+
+def test_slow_clients_share_the_bytes_of_one_sample() -> None:
+    body, clients = b"metric 1\n" * 1_500_000, 12  # more than the two sockets' buffers take
+    server = Server(serve.bind("127.0.0.1", 0), lambda openmetrics: body, lambda: True)
+    server.start()
+    tracemalloc.start()
+    try:
+        with contextlib.ExitStack() as stack:
+            for _ in range(clients):
+                client = stack.enter_context(socket.socket())
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                client.connect(server._socket.getsockname())
+                client.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+                assert client.recv(15) == b"HTTP/1.1 200 OK"
+            assert tracemalloc.get_traced_memory()[0] < 2 * len(body)
+    finally:
+        tracemalloc.stop()
+        server.close()
