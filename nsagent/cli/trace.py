@@ -106,7 +106,10 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 
 def _sweep() -> None:
     """Remove the programs of a `nsagent trace` that was killed: those whose directory nobody owns."""
-    for name in os.listdir(mounts.BPFFS):
+    names: list[str] = []
+    with contextlib.suppress(OSError):  # no bpffs, or not ours to read: what needs it next says so
+        names = os.listdir(mounts.BPFFS)
+    for name in names:
         path = os.path.join(mounts.BPFFS, name)
         if path.startswith(_PRIVATE) and pins.owner(path) is None:
             pins.unload(path)
