@@ -51,7 +51,7 @@ v1 | hybrid)
 	;;
 esac 2>/dev/null
 if [ -b /new/dev/vda ]; then
-	chroot /new mkfs.ext4 -q /dev/vda && mount -t ext4 /dev/vda /new/run/disk || echo "init: no disk"
+	chroot /new mkfs.ext4 -q /dev/vda && mount -t ext4 /new/dev/vda /new/run/disk || echo "init: no disk"
 fi
 
 cp /bin/busybox /new/run/busybox

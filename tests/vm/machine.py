@@ -109,19 +109,7 @@ def _argv(
     words = f"console=ttyS0 quiet loglevel=4 panic=-1 psi=1 nsagent.layout={layout}"
     argv = [
         *("setpriv", "--pdeathsig", "KILL"),  # no machine outlives what started it
-        *(
-            _QEMU,
-            "-accel",
-            "tcg,thread=single",
-            "-icount",
-            "shift=1,sleep=off",
-            "-cpu",
-            "max",
-            "-smp",
-            str(cpus),
-            "-m",
-            str(memory_mib),
-        ),
+        *(_QEMU, "-accel", "tcg,thread=single", "-cpu", "max", "-smp", str(cpus), "-m", str(memory_mib)),
         *("-nodefaults", "-no-reboot", "-nographic", "-serial", f"file:{work}/console"),
         *("-kernel", str(kernel.vmlinuz), "-initrd", f"{work}/initrd", "-append", words),
         *("-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap"),

@@ -9,6 +9,7 @@ With names of kernels or layouts only those are run, and nothing is written.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -64,15 +65,14 @@ class Result:
 def plan_all() -> list[Plan]:
     """Return every boot of the full matrix. Where the other layouts differ is accounting; tracing has its tests on v2."""
     plans = []
-    for kernel in kernels.SUITES:
+    for layout, kernel in itertools.product(machine.LAYOUTS, kernels.SUITES):
         icount = kernel == "newest"
         without = f"not ({SLOW})" if icount else f"not ({SLOW} or {TIMED})"
-        for layout in machine.LAYOUTS:
-            tests: tuple[str, ...] = ("tests/kernel/test_settle.py", "tests/kernel/test_trace.py", "-k", without)
-            if layout != "v2":
-                tests = ("tests/kernel/test_settle.py", "-k", f"({CGROUPS}) and {without}")
-            inside = (kernel, layout) == ("6.12", "hybrid")
-            plans.append(Plan(kernel, layout, tests, compile_inside=inside, disk_mib=64, icount=icount))
+        tests: tuple[str, ...] = ("tests/kernel/test_settle.py", "tests/kernel/test_trace.py", "-k", without)
+        if layout != "v2":
+            tests = ("tests/kernel/test_settle.py", "-k", f"({CGROUPS}) and {without}")
+        inside = (kernel, layout) == ("6.12", "hybrid")
+        plans.append(Plan(kernel, layout, tests, compile_inside=inside, disk_mib=64, icount=icount))
     return plans
 
 
