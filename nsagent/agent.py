@@ -131,7 +131,7 @@ class Node:
         has_ids = namespaces.identify("/proc/self/ns/uts").id != 0
         return History(
             read_host_inums(),
-            path=os.path.join(state_dir, "history.json"),
+            path=os.path.join(state_dir, "history.jsonl"),
             goes_on=adopted or has_ids,
             counts=Counts(os.path.join(state_dir, "counts.json"), goes_on=adopted),
         )

@@ -3,7 +3,7 @@
 Two sources feed it: the events of traced calls (`feed`) tell who and when, the readings of usage (`observe`) tell which
 namespaces have tasks. No single reading is believed alone where it may have raced: see `_quiet`.
 
-    <state-dir>/history.json   the records, written atomically at shutdown and now and then (`save`), read again at the next
+    <state-dir>/history.jsonl  the records, written atomically at shutdown and now and then (`save`), read again at the next
                                start of the same boot. A kill -9 costs what came after the last save, and no more.
     <state-dir>/counts.json    counters, written before a sample shows them: they never fall, whatever ends the agent
 
@@ -13,10 +13,11 @@ counted in `evicted`; the counters do not depend on the records.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -63,7 +64,6 @@ class History:
         has ns_id, or the programs were adopted).
         """
         self.counts = counts or Counts()
-        self.evicted = 0
         self.began_ns = time.time_ns()
         self._host = dict(host)
         self._path = path
@@ -75,13 +75,14 @@ class History:
         self._quiet: set[NamespaceId] = set()  # the last look found no task there, and nothing that told why
         self._looked_ns: int | None = None
         self._changed = False
-        if path and goes_on and (document := read_file(path)):
-            self._restore(document)
+        if path and goes_on:
+            self._restore(read_file(path))
 
-    def _restore(self, document: dict[str, Any]) -> None:
+    def _restore(self, lines: Iterator[dict[str, Any]]) -> None:
         try:
-            self.evicted, self.began_ns = int(document["evicted"]), int(document["began_ns"])
-            for each in document["records"][-self._limit :]:
+            for head in itertools.islice(lines, 1):
+                self.began_ns = int(head["began_ns"])
+            for each in itertools.islice(lines, self._limit):
                 record = Record.from_json(each)
                 self._records[record.namespace] = record
                 if record.ended_ns:
@@ -139,7 +140,7 @@ class History:
             del self._records[victim]
             self._ended.pop(victim, None)
             self._unmet.pop(victim, None)
-            self.evicted += 1
+            self.counts.values["evicted"] += 1
         record = self._records[namespace] = Record(namespace, now_ns)
         self._unmet[namespace] = None
         return record
@@ -231,6 +232,11 @@ class History:
         return Figures(created, ended, joins, len(self._records), self.evicted)
 
     @property
+    def evicted(self) -> int:
+        """Records that had to go, since the programs were loaded."""
+        return self.counts.values["evicted"]
+
+    @property
     def looked_ns(self) -> int:
         """When the last look was; 0 before the first."""
         return self._looked_ns or 0
@@ -254,20 +260,18 @@ class History:
                 if found and not record.ended_ns and found != record.members:
                     record.members, self._changed = found, True
 
-    def read(self, wanted: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
-        """Return the records that have all of `wanted` (kind, inum, id), the first heard of first."""
+    def read(self, wanted: Mapping[str, Any] | None = None) -> Iterator[dict[str, Any]]:
+        """Yield the records that have all of `wanted` (kind, inum, id), the first heard of first; one at a time in memory."""
         with self._lock:
-            return [
-                record.to_json()
-                for record in self._records.values()
-                if all(getattr(record.namespace, name) == value for name, value in (wanted or {}).items())
-            ]
+            names = [name for name in self._records if all(getattr(name, k) == value for k, value in (wanted or {}).items())]
+        for name in names:
+            with self._lock:
+                document = self._records[name].to_json() if name in self._records else None
+            if document:
+                yield document
 
     def save(self) -> None:
         """Write the records if any changed since the last time; a failure is logged."""
-        with self._lock:
-            if not self._path or not self._changed:
-                return
-            records = [record.to_json() for record in self._records.values()]
+        if self._path and self._changed:
             self._changed = False
-        write_file(self._path, {"began_ns": self.began_ns, "evicted": self.evicted, "records": records})
+            write_file(self._path, {"began_ns": self.began_ns}, self.read())

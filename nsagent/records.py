@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import itertools
 import json
 import logging
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -162,7 +163,7 @@ class Counts:
         self.values: collections.Counter[str] = collections.Counter()
         self.counted: set[NamespaceId] = set()
         self._saved: tuple[dict[str, int], set[NamespaceId]] = ({}, set())
-        if path and goes_on and (document := read_file(path)):
+        for document in read_file(path) if path and goes_on else ():
             with contextlib.suppress(KeyError, TypeError, ValueError):
                 self.values.update({str(name): int(value) for name, value in document["values"].items()})
                 self.counted = {NamespaceId(NamespaceKind(kind), inum, number) for kind, inum, number in document["counted"]}
@@ -184,28 +185,28 @@ def _boot_id() -> str:
         return file.read().strip()
 
 
-def read_file(path: str) -> dict[str, Any] | None:
-    """Return what `write_file` wrote in this boot; None where there is nothing of the kind."""
+def read_file(path: str) -> Iterator[dict[str, Any]]:
+    """Yield what `write_file` wrote in this boot, the first line first; nothing where there is nothing of the kind."""
     try:
         with open(path, encoding="utf-8") as file:
-            document = json.load(file)
-        if (document["version"], document["boot_id"]) == (_VERSION, _boot_id()):
-            return dict(document)
+            head = json.loads(file.readline())
+            if (head["version"], head["boot_id"]) == (_VERSION, _boot_id()):
+                yield head
+                yield from map(json.loads, file)
     except FileNotFoundError:
         pass
     except (OSError, ValueError, KeyError, TypeError) as error:
         log.warning("event=state_refused path=%s reason=%r", path, error)
-    return None
 
 
-def write_file(path: str, document: dict[str, Any]) -> None:
+def write_file(path: str, head: dict[str, Any], lines: Iterable[dict[str, Any]] = ()) -> None:
     """Replace a file in one step. Not synced: what matters is the end of the agent, and the boot is part of it."""
-    document = {"version": _VERSION, "boot_id": _boot_id(), "written": time.time(), **document}
+    head = {"version": _VERSION, "boot_id": _boot_id(), "written": time.time(), **head}
     name = ""
     try:
         with tempfile.NamedTemporaryFile("w", dir=os.path.dirname(path), prefix=".history-", delete=False) as out:
             name = out.name
-            json.dump(document, out)
+            out.writelines(json.dumps(each) + "\n" for each in itertools.chain([head], lines))
         os.replace(name, path)
     except OSError as error:
         log.warning("event=state_not_written path=%s reason=%s", path, error.strerror)

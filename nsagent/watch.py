@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Final
 
 from nsagent import namespaces, procfs
@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 TICK_S: Final = 15.0  # an end is known no later than that, nor less precisely
 _SAVE_S: Final = 60.0
 _MEMBERS: Final = 8  # remembered a namespace
+Answer = tuple[dict[str, Any], Iterable[Mapping[str, Any]]]  # the first line, and those that follow
 _FIELDS: Final = {"kind": str, "inum": int, "id": int}
 
 
@@ -54,7 +55,7 @@ class Watch:
         self._saved = time.monotonic()
 
     @property
-    def answers(self) -> Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]]:
+    def answers(self) -> dict[str, Callable[[dict[str, Any]], Answer]]:
         """For control.Control."""
         return {"namespaces": self.namespaces, "history": self.history}
 
@@ -74,31 +75,27 @@ class Watch:
         except (NsagentError, OSError) as error:
             log.warning("event=watch_failed reason=%s", error)
 
-    def namespaces(self, request: Mapping[str, Any]) -> dict[str, Any]:
+    def namespaces(self, request: Mapping[str, Any]) -> Answer:
         """Answer with what each namespace's tasks have used, those ended a short time ago included."""
         _check(request, {})
         sample = self._sampler.read()
         shown = [field for field in Usage._fields if field not in sample.missing]
-        rows = [
+        rows = (
             {"kind": namespace.kind.value, "inum": namespace.inum, "id": namespace.id}
             | {"usage": {field: getattr(used, field) for field in shown}}
             for namespace, used in (*sample.namespaces.items(), *sample.namespaces_ended.items())
-        ]
-        return {"exact": sample.facts.mode.get("accounting") == "exact", "namespaces": rows}
+        )
+        return {"exact": sample.facts.mode.get("accounting") == "exact"}, rows
 
-    def history(self, request: Mapping[str, Any]) -> dict[str, Any]:
+    def history(self, request: Mapping[str, Any]) -> Answer:
         """Answer with the records of the namespaces asked for, as of now."""
         wanted = _check(request, _FIELDS)
         sample = self._sampler.read()
         if self._history.unsettled:
             sample = self._sampler.read()
         self._history.describe(read_members(self._history.living()))
-        return {
-            "since": self._history.began_ns / 1e9,
-            "lost": self._lost(sample),
-            "evicted": self._history.evicted,
-            "records": self._history.read(wanted),
-        }
+        head = {"since": self._history.began_ns / 1e9, "lost": self._lost(sample), "evicted": self._history.evicted}
+        return head, self._history.read(wanted)
 
 
 def _check(request: Mapping[str, Any], fields: Mapping[str, type]) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def ns() -> None:
 @_options
 def list_(kind: str | None, output: str, state_dir: str) -> None:
     """List the namespaces of this node with their processes, also those that have none."""
-    usage = _ask(state_dir, {"request": "namespaces"})
+    usage = _ask(state_dir, {"request": "namespaces"}, "namespaces")
     inventory = read_inventory()
     rows = [row for row in _rows(inventory, usage) if kind in (None, row["kind"])]
     if output == "json":
@@ -71,7 +71,7 @@ def list_(kind: str | None, output: str, state_dir: str) -> None:
 @_options
 def tree(output: str, state_dir: str) -> None:
     """Show which user namespace owns each namespace, and which is whose child."""
-    usage = _ask(state_dir, {"request": "namespaces"})
+    usage = _ask(state_dir, {"request": "namespaces"}, "namespaces")
     inventory = read_inventory()
     rows = {(row["kind"], row["inum"]): row for row in _rows(inventory, usage)}
     roots = ns_text.grow(rows)
@@ -90,7 +90,7 @@ def tree(output: str, state_dir: str) -> None:
 def show(namespace: str, kind: str | None, output: str, state_dir: str) -> None:
     """Show one namespace: its processes by their numbers outside and inside, what it uses, what keeps it, its history."""
     target = parse_target(namespace, NamespaceKind(kind) if kind else None)
-    usage = _ask(state_dir, {"request": "namespaces"})
+    usage = _ask(state_dir, {"request": "namespaces"}, "namespaces")
     history = _ask_history(state_dir, target)
     inventory = read_inventory()
     key = next((key for key in inventory.namespaces if target in (key, key[1])), None)
@@ -171,13 +171,10 @@ def history(namespace: str | None, kind: str | None, output: str, state_dir: str
         click.echo(f"{answer['evicted']} records of what ended long ago were dropped", err=True)
 
 
-def _ask(state_dir: str, request: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the agent's answer; None without an agent."""
-    answer = control.ask(state_dir, dict(request))
-    if answer is None:
-        return None
-    answer[1].close()
-    return answer[0]
+def _ask(state_dir: str, request: Mapping[str, Any], rows: str) -> dict[str, Any] | None:
+    """Return the agent's answer with its rows by that name; None without an agent."""
+    answer = control.ask_rows(state_dir, dict(request))
+    return None if answer is None else answer[0] | {rows: answer[1]}
 
 
 def _ask_history(state_dir: str, target: Key | int | None, kind: NamespaceKind | None = None) -> dict[str, Any] | None:
@@ -188,7 +185,7 @@ def _ask_history(state_dir: str, target: Key | int | None, kind: NamespaceKind |
         request |= {"kind": target[0].value, "inum": target[1]}
     elif kind:
         request["kind"] = kind.value
-    return _ask(state_dir, request)
+    return _ask(state_dir, request, "records")
 
 
 def _rows(inventory: Inventory, answer: Mapping[str, Any] | None) -> list[dict[str, Any]]:

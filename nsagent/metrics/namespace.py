@@ -283,4 +283,20 @@ FAMILIES: Final[tuple[Family, ...]] = (
         ("kind", "type"),
         each=_gone(minor="minor_faults", major="major_faults"),
     ),
+    Family(
+        "nsagent_namespace_history_records",
+        "gauge",
+        Scope.NODE,
+        "Namespaces whose history the agent remembers, the ended ones included.",
+        "the agent",
+        parts=(((), lambda sample: sample.history.records if sample.history else None),),
+    ),
+    Family(
+        "nsagent_namespace_history_dropped_total",
+        "counter",
+        Scope.NODE,
+        "Histories forgotten because there were too many; of namespaces that ended first.",
+        "the agent",
+        parts=(((), lambda sample: sample.history.evicted if sample.history else None),),
+    ),
 )

@@ -379,10 +379,9 @@ def test_many_ask_at_once(agent: Agent) -> None:
     answers: list[int] = []
 
     def go() -> None:
-        answer = control.ask(agent.state_dir, {"request": "history"})
+        answer = control.ask_rows(agent.state_dir, {"request": "history"})
         assert answer is not None
-        answer[1].close()
-        answers.append(len(answer[0]["records"]))
+        answers.append(len(answer[1]))
 
     threads = [threading.Thread(target=go) for _ in range(20)]
     for thread in threads:

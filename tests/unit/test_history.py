@@ -118,7 +118,7 @@ def test_joins_are_kept_bounded_and_counted_in_full_by_crossing() -> None:
 def test_failed_calls_and_plain_forks_leave_no_trace() -> None:
     history = History(INUMS)
     history.feed([event("setns", (HOST[NET], new(NET)), retval=-1), event("fork", child=43)])
-    assert history.read() == []
+    assert list(history.read()) == []
 
 
 def test_a_join_that_comes_before_its_creation_is_completed_by_it() -> None:
@@ -143,7 +143,7 @@ def test_the_first_look_tells_what_existed() -> None:
     history.feed([event("unshare", (HOST[UTS], new(UTS)))])
     history.observe({HOST[UTS]: RUNNING, new(UTS): RUNNING}, 2 * SECOND)
     history.observe({HOST[UTS]: RUNNING, new(UTS): RUNNING, new(NET): RUNNING}, 3 * SECOND)
-    assert [(r["kind"], r["inum"], r["existed"]) for r in history.read()] == [
+    assert [(r["kind"], r["inum"], r["existed"]) for r in list(history.read())] == [
         ("uts", 5000, False),
         ("uts", HOST[UTS].inum, True),
         ("net", 5000, False),
@@ -221,7 +221,7 @@ def test_one_number_five_times_is_five_namespaces() -> None:
     for number in range(2, 7):
         history.feed([event("unshare", (HOST[UTS], new(UTS, number)), at=number * SECOND, pid=number)])
     history.observe({new(UTS, number): Usage(threads_exited=1) for number in range(2, 7)}, 10 * SECOND)
-    records = history.read({"inum": 5000})
+    records = list(history.read({"inum": 5000}))
     assert [record["id"] for record in records] == [2, 3, 4, 5, 6]
     assert [record["created"]["pid"] for record in records] == [2, 3, 4, 5, 6]
     assert {record["state"] for record in records} == {"ended"}
@@ -235,10 +235,10 @@ def test_memory_is_bounded_and_the_oldest_that_ended_go_first() -> None:
     looked = {new(UTS, 100): RUNNING, new(UTS, 101): Usage(threads_exited=1), new(UTS, 7): RUNNING}
     history.observe(looked, 2)
     history.feed([event("unshare", (HOST[UTS], new(UTS, 50)))])
-    assert [record["id"] for record in history.read()] == [100, 0, 1, 2, 3, 4, 5, 6, 7, 50]
+    assert [record["id"] for record in list(history.read())] == [100, 0, 1, 2, 3, 4, 5, 6, 7, 50]
     history.feed([event("unshare", (HOST[UTS], new(UTS, number))) for number in range(51, 58)])
-    assert [record["id"] for record in history.read()] == [100, 7, *range(50, 58)]
-    assert (history.evicted, len(history.read())) == (8, 10)
+    assert [record["id"] for record in list(history.read())] == [100, 7, *range(50, 58)]
+    assert (history.evicted, len(list(history.read()))) == (8, 10)
     assert history.observe(looked, 3) == Figures({new(UTS, 7): SECOND}, {UTS: 1}, {}, 10, 8)
 
 
@@ -266,33 +266,33 @@ def full(path: str | None = None, counts: Counts | None = None) -> History:
 
 
 def test_a_restart_goes_on_where_the_last_save_was(tmp_path: Path) -> None:
-    path = str(tmp_path / "history.json")
+    path = str(tmp_path / "history.jsonl")
     history = full(path)
     history.save()
     again = History(INUMS, path=path)
-    assert again.read() == history.read()
+    assert list(again.read()) == list(history.read())
     again.observe({HOST[UTS]: RUNNING, new(UTS, 3): Usage(threads_exited=1)}, 6 * SECOND)
-    states = {(record["kind"], record["id"]): record["state"] for record in again.read()}
+    states = {(record["kind"], record["id"]): record["state"] for record in list(again.read())}
     assert states == {("uts", 1): "live", ("uts", 2): "ended", ("net", 2): "ended", ("uts", 3): "ended", ("pid", 2): "new"}
-    assert [path.name for path in tmp_path.iterdir()] == ["history.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["history.jsonl"]
 
 
 def test_every_record_survives_json() -> None:
-    for document in full().read():
+    for document in list(full().read()):
         assert Record.from_json(json.loads(json.dumps(document))).to_json() == document
 
 
 @pytest.mark.parametrize("spoil", ["boot_id", "version", "records", "all", "goes_on"])
 def test_what_is_not_of_this_boot_or_broken_is_left_alone(tmp_path: Path, spoil: str) -> None:
-    path = tmp_path / "history.json"
+    path = tmp_path / "history.jsonl"
     full(str(path)).save()
-    document = json.loads(path.read_text())
+    head, first, *rest = map(json.loads, path.read_text().splitlines())
     if spoil == "records":
-        document["records"][0]["kind"] = "no kind"
-    elif spoil in document:
-        document[spoil] = "another"
-    path.write_text("{" if spoil == "all" else json.dumps(document))
-    assert History(INUMS, path=str(path), goes_on=spoil != "goes_on").read() == []
+        first["kind"] = "no kind"
+    elif spoil in head:
+        head[spoil] = "another"
+    path.write_text("{" if spoil == "all" else "\n".join(map(json.dumps, (head, first, *rest))))
+    assert list(History(INUMS, path=str(path), goes_on=spoil != "goes_on").read()) == []
 
 
 def test_counters_survive_a_kill_and_count_no_end_twice(tmp_path: Path) -> None:
@@ -312,9 +312,9 @@ def test_rise_never_falls() -> None:
 
 
 def test_a_directory_that_is_gone_costs_the_file_and_nothing_else(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    history = full(str(tmp_path / "gone" / "history.json"), Counts(str(tmp_path / "gone" / "counts.json")))
+    history = full(str(tmp_path / "gone" / "history.jsonl"), Counts(str(tmp_path / "gone" / "counts.json")))
     history.save()
-    assert len(history.read()) == 5
+    assert len(list(history.read())) == 5
     assert "state_not_written" in caplog.text
 
 
@@ -326,7 +326,7 @@ def test_readers_and_writers_meet() -> None:
     def read() -> None:
         try:
             while not done.is_set():
-                history.read()
+                list(history.read())
                 history.observe({HOST[UTS]: RUNNING, new(UTS, 7): Usage()}, 1)
         except BaseException as error:
             failures.append(error)
@@ -338,4 +338,4 @@ def test_readers_and_writers_meet() -> None:
     done.set()
     thread.join()
     assert failures == []
-    assert len(history.read()) == 64
+    assert len(list(history.read())) == 64
