@@ -115,6 +115,56 @@ INLINE void take_flat(struct nsagent_task *mine, struct nsagent_row *row, u32 co
 }
 #endif
 
+#ifndef HAVE_bpf_iter_task_new
+#define MAX_THREADS 256 /* further ones are charged to the old cgroup up to their next settle */
+
+/* Note the counters of the threads of the process of `task` but itself. By address: these pointers are not trusted. */
+INLINE void note_threads(struct task_struct *task)
+{
+	u64 head = 0, node = 0;
+	read_kernel(&head, sizeof(head), (void *)((u64)task + OFFSET(struct task_struct, signal)));
+	head += OFFSET(struct signal_struct, thread_head);
+	read_kernel(&node, sizeof(node), (void *)head);
+	for (int i = 0; i < MAX_THREADS && node && node != head; i++) {
+		u64 key = node - OFFSET(struct task_struct, thread_node), delays = 0;
+		struct task_struct *thread = (struct task_struct *)key;
+		struct nsagent_note note = {};
+#define NOTE(index, member) read_kernel(&note.counters[index], 8, (void *)(key + OFFSET(struct task_struct, member)));
+		read_kernel(&note.start_time, 8, (void *)(key + OFFSET(struct task_struct, start_time)));
+		NOTE(NSAGENT_CPU_NS, se.sum_exec_runtime)
+		NOTE(NSAGENT_USER_NS, utime)
+		NOTE(NSAGENT_SYSTEM_NS, stime)
+#ifdef HAVE_sched_info_run_delay
+		NOTE(NSAGENT_RUN_QUEUE_NS, sched_info.run_delay)
+#endif
+#ifdef HAVE_task_delay_info_blkio_delay
+		read_kernel(&delays, 8, (void *)(key + OFFSET(struct task_struct, delays)));
+		if (delays)
+			read_kernel(&note.counters[NSAGENT_IO_DELAY_NS], 8,
+				    (void *)(delays + OFFSET(struct task_delay_info, blkio_delay)));
+#endif
+		NOTE(NSAGENT_VOLUNTARY_SWITCHES, nvcsw)
+		NOTE(NSAGENT_INVOLUNTARY_SWITCHES, nivcsw)
+		NOTE(NSAGENT_MINOR_FAULTS, min_flt)
+		NOTE(NSAGENT_MAJOR_FAULTS, maj_flt)
+#ifdef HAVE_task_io_accounting_rchar
+		NOTE(NSAGENT_READ_CHARS, ioac.rchar)
+		NOTE(NSAGENT_WRITE_CHARS, ioac.wchar)
+		NOTE(NSAGENT_READ_SYSCALLS, ioac.syscr)
+		NOTE(NSAGENT_WRITE_SYSCALLS, ioac.syscw)
+#endif
+#ifdef HAVE_task_io_accounting_read_bytes
+		NOTE(NSAGENT_READ_BYTES, ioac.read_bytes)
+		NOTE(NSAGENT_WRITE_BYTES, ioac.write_bytes)
+		NOTE(NSAGENT_CANCELLED_WRITE_BYTES, ioac.cancelled_write_bytes)
+#endif
+		if (thread != task)
+			map_update(NOTES, &key, &note, 0);
+		read_kernel(&node, sizeof(node), (void *)node);
+	}
+}
+#endif
+
 /*
  * cgroup_attach_task(dst_cgrp, path, task, threadgroup) fires after the switch, once a process: settle charges the
  * remembered cgroup. The other threads moved too and are charged here, or their next settle would take all to the old one.
@@ -147,6 +197,9 @@ int on_move(u64 *ctx)
 			__sync_lock_test_and_set(&mine->row, index);
 	}
 	bpf_iter_task_destroy(&iterator);
+#else
+	if ((u8)ctx[3])
+		note_threads(task);
 #endif
 	return 0;
 }

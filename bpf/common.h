@@ -36,6 +36,7 @@ enum nsagent_map {
 	NSAGENT_MAP_CPU_OFFSETS,
 	NSAGENT_MAP_HERE,
 	NSAGENT_MAP_RATES,
+	NSAGENT_MAP_NOTES,
 };
 #define TASKS MAP(NSAGENT_MAP_TASKS)
 #define IDS MAP(NSAGENT_MAP_IDS)
@@ -51,6 +52,7 @@ enum nsagent_map {
 #define CPU_OFFSETS MAP(NSAGENT_MAP_CPU_OFFSETS)
 #define HERE MAP(NSAGENT_MAP_HERE)
 #define RATES MAP(NSAGENT_MAP_RATES)
+#define NOTES MAP(NSAGENT_MAP_NOTES)
 
 /* include/uapi/linux/bpf.h, enum bpf_func_id */
 static void *(*map_lookup)(void *map, const void *key) = (void *)1;
@@ -315,6 +317,29 @@ INLINE void take(struct nsagent_task *mine, struct nsagent_row *row, u32 counter
 		__sync_fetch_and_add(&row->counters[counter], now - last);
 }
 
+#ifndef HAVE_bpf_iter_task_new
+/*
+ * Before v6.7 a program cannot visit the other threads of a process that moves (bpf/account.c, on_move): it leaves a note of
+ * their counters instead, by the task's address. The first settle after the move charges the old row up to the note.
+ * Returns the row for the rest.
+ */
+INLINE struct nsagent_row *split_at_note(struct task_struct *task, struct nsagent_task *mine, struct nsagent_row *row,
+					 u64 now)
+{
+	u64 key = (u64)task;
+	struct nsagent_note *note = map_lookup(NOTES, &key);
+	if (!note || note->start_time != task->start_time)
+		return row;
+#define TAKE_NOTED(counter, value) take(mine, row, counter, note->counters[counter]);
+	EACH_COUNTER(TAKE_NOTED, task)
+	map_delete(NOTES, &key);
+	row = row_at(now);
+	return row;
+}
+#else
+#define split_at_note(task, mine, row, now) (row)
+#endif
+
 /* A task's storage. Two CPUs that create it at once: one gets NULL, and finds the other's by asking again. */
 INLINE struct nsagent_task *storage_of(struct task_struct *task)
 {
@@ -380,6 +405,10 @@ INLINE u64 settle(struct task_struct *task, struct nsagent_task *mine, enum sett
 		if (!row)
 			return 0;
 	}
+	if (known && was && was != now)
+		row = split_at_note(task, mine, row, now);
+	if (!row)
+		return 0;
 #define TAKE(counter, value) take(mine, row, counter, value);
 	EACH_COUNTER(TAKE, task)
 	if (known && was != now)

@@ -97,6 +97,12 @@ struct nsagent_task {
 		child; /* host pid of the child just made; << 32: CLONE_NEW* flags of what differs from its parent */
 };
 
+/* What a thread had used when its process moved to another cgroup; valid for the task that started then. */
+struct nsagent_note {
+	unsigned long long start_time;
+	unsigned long long counters[NSAGENT_COUNTERS];
+};
+
 /* Elements of the map `config`, written by user space but for NEXT_ROW. */
 enum nsagent_config {
 	NSAGENT_CONFIG_T0,	 /* tasks started before it (CLOCK_MONOTONIC ns) have a past that is nobody's */

@@ -32,6 +32,7 @@ STRUCTS: dict[str, dict[str, str]] = {
         "group_leader": "struct task_struct *",
         "real_parent": "struct task_struct *",
         "signal": "struct signal_struct *",
+        "thread_node": "u64[2]",  # struct list_head, next first
         "sighand": "struct sighand_struct *",
         "files": "struct files_struct *",
         "mm": "struct mm_struct *",
@@ -53,7 +54,7 @@ STRUCTS: dict[str, dict[str, str]] = {
     ),
     "task_delay_info": {"blkio_delay": "u64"},
     "sighand_struct": {},
-    "signal_struct": {"live": "atomic_t"},
+    "signal_struct": {"live": "atomic_t", "thread_head": "u64[2]"},
     "mm_struct": {
         "owner": "struct task_struct *",
         "rss_stat": "",  # see _rss_stat

@@ -199,15 +199,15 @@ int main(int argc, char **argv)
 		pthread_create(&thread[3], NULL, executor, NULL);
 		forever(NULL);
 	} else if (!strcmp(mode, "zombies")) { // A children burn B us, end, and are not reaped while this holds
+		pid_t child[256];
+		siginfo_t info;
 		for (int i = 0; i < a; i++)
-			if (!fork()) {
+			if (!(child[i] = fork())) {
 				burn_us(b);
 				_exit(0);
 			}
-		siginfo_t info;
 		for (int i = 0; i < a; i++) // all have ended, none is reaped
-			waitid(P_ALL, 0, &info, WEXITED | WNOWAIT);
-		usleep(200000);
+			waitid(P_PID, child[i], &info, WEXITED | WNOWAIT);
 		hold();
 		while (wait(NULL) > 0)
 			;
