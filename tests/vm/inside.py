@@ -130,8 +130,9 @@ def identities(attached: Attached) -> dict[str, Any]:
 
 
 def misses(attached: Attached) -> dict[str, Any]:
-    """Runs the kernel left out because the program was running on that CPU already."""
-    return {program.name: program.recursion_misses for program in attached.status().programs if program.recursion_misses}
+    """Runs the kernel left out because the program was running on that CPU already, and what the programs count as lost."""
+    runs = {program.name: program.recursion_misses for program in attached.status().programs if program.recursion_misses}
+    return runs | {name: lost for name in ("no_storage", "late", "rows_full") if (lost := attached.statistic(name))}
 
 
 class Plugin:
