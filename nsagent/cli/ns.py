@@ -244,7 +244,8 @@ def _warn(inventory: Inventory, answer: Mapping[str, Any] | None, state_dir: str
     if answer is None:
         click.echo(_NO_AGENT.format(state_dir), err=True)
     if inventory.unreadable:
-        click.echo(f"{inventory.unreadable} processes may not be read: what only they are in is missing", err=True)
+        count = inventory.unreadable
+        click.echo(f"{count} process{'es' * (count != 1)} may not be read: what only they are in is missing", err=True)
 
 
 command = ns

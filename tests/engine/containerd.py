@@ -40,9 +40,11 @@ def search_path() -> str:
     if not (cache / "usr/bin/containerd").exists():
         cache.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".engine-", dir=cache.parent) as work:
-            got = subprocess.run(
-                ["apt-get", "-qq", "download", "containerd", "runc"], cwd=work, capture_output=True, text=True, check=False
-            )
+            # Lists of its own: the machine's are often absent or old, and are not for a test to renew.
+            apt = ["apt-get", "-qq", "-o", f"Dir::State::lists={work}/lists", "-o", f"Dir::Cache={work}/cache"]
+            os.makedirs(f"{work}/lists/partial")
+            for action in (["update"], ["download", "containerd", "runc"]):
+                got = subprocess.run([*apt, *action], cwd=work, capture_output=True, text=True, check=False)
             require(got.returncode == 0, f"containerd is not installed, and apt cannot fetch it: {got.stderr.strip()}")
             for package in Path(work).glob("*.deb"):
                 subprocess.run(["dpkg-deb", "-x", str(package), f"{work}/tree"], check=True)
