@@ -246,11 +246,11 @@ class History:
         """Whether another look would tell more: a namespace was found without tasks and nothing told why."""
         return bool(self._quiet)
 
-    def living(self, *, undescribed: bool = False) -> set[tuple[NamespaceKind, int]]:
-        """Return kind and inum of what lives; `undescribed`: only where no member is known."""
+    def living(self, *, heard_since_ns: int = 0) -> set[tuple[NamespaceKind, int]]:
+        """Return kind and inum of what lives: those first heard of since then, and those no member of which is known."""
         with self._lock:
             records = self._records.values()
-            return {each.namespace[:2] for each in records if each.live and not (undescribed and each.members)}
+            return {each.namespace[:2] for each in records if each.live and (not each.members or each.heard_ns >= heard_since_ns)}
 
     def describe(self, members: Mapping[tuple[NamespaceKind, int], tuple[Member, ...]]) -> None:
         """Remember who is in the living namespaces: their processes by kind and inum, the oldest first."""

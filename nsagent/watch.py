@@ -68,7 +68,9 @@ class Watch:
         try:
             if time.time_ns() - self._history.looked_ns >= TICK_S * 1e9:
                 self._sampler.read()
-            self._history.describe(read_members(self._history.living(undescribed=True)))
+            # twice: what a container's first process is called before its exec, nobody wants to know
+            young_ns = self._history.looked_ns - round(2 * TICK_S * 1e9)
+            self._history.describe(read_members(self._history.living(heard_since_ns=young_ns)))
             if time.monotonic() - self._saved >= _SAVE_S:
                 self._history.save()
                 self._saved = time.monotonic()

@@ -245,9 +245,9 @@ def test_memory_is_bounded_and_the_oldest_that_ended_go_first() -> None:
 def test_members_are_remembered_after_the_end() -> None:
     history = History(INUMS)
     history.observe({new(UTS): RUNNING}, 1)
-    assert history.living(undescribed=True) == {(UTS, 5000)}
+    assert history.living(heard_since_ns=2) == {(UTS, 5000)}
     history.describe({(UTS, 5000): (Member(43, "sleep", ("sleep", "9")),)})
-    assert (history.living(undescribed=True), history.living()) == (set(), {(UTS, 5000)})
+    assert (history.living(heard_since_ns=2), history.living(heard_since_ns=1)) == (set(), {(UTS, 5000)})
     history.observe({new(UTS): Usage(threads_exited=1)}, 2)
     history.describe({(UTS, 5000): (Member(99, "other", ()),)})  # the number is another namespace's now
     assert only(history, new(UTS))["members"] == [{"pid": 43, "comm": "sleep", "argv": ["sleep", "9"]}]
