@@ -108,13 +108,23 @@ def run(plan: Plan, out: Path) -> Result:
     command = f"cd {ROOT} && PYTHONPATH={ROOT} {python} -m tests.vm.inside /run/out/request.json /run/out/report.json"
     error, seconds = "", 0.0
     try:
-        outcome = machine.run(kernel, command, out, layout=plan.layout, deadline_s=plan.deadline_s, disk_mib=plan.disk_mib)
+        outcome = machine.run(
+            kernel,
+            command,
+            out,
+            layout=plan.layout,
+            deadline_s=plan.deadline_s,
+            disk_mib=plan.disk_mib,
+            icount=plan.icount,
+        )
         seconds = outcome.seconds
         if outcome.status:
             error = f"exit status {outcome.status}\n{outcome.output[-4000:]}"
     except machine.MachineError as exc:
         error = str(exc)
-    return Result(plan, kernel, seconds, json.loads(path.read_text()) if path.exists() else {}, error)
+    report = json.loads(path.read_text()) if path.exists() else {}
+    report["walks_threads"] = b"\0bpf_iter_task_new\0" in kernel.btf.read_bytes()
+    return Result(plan, kernel, seconds, report, error)
 
 
 def _in_a_copy(arguments: list[str]) -> int:

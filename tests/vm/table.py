@@ -34,13 +34,17 @@ def judge(layout: str, report: Report, error: str) -> list[str]:
         )
     if refusal:
         return [*faults, refusal]
-    for name, (difference, _, unseen, status) in report.get("accounting", {}).items():
-        if status or unseen or not -ROUNDING_NS[layout] < difference <= 0:
+    # The two ways a hook is lost on these kernels are counted, so the agent can tell: tests/vm/README.md.
+    lost = report.get("misses", {}).get("no_storage", 0)
+    for name, (difference, kernel, unseen, status) in report.get("accounting", {}).items():
+        low, high = -ROUNDING_NS[layout], (0.02 * kernel if 0 < unseen <= lost else 0)
+        if status or unseen > lost or not low < difference <= high:
             faults.append(f"accounting of {name}: {difference} ns, {unseen} frees unseen, exit status {status}")
     if report.get("identities", {}).get("namespaces", 5) != 5:
         faults.append(f"five namespaces are {report['identities']['namespaces']}")
     for name, (outcome, _, text) in report.get("tests", {}).items():
-        if outcome == "failed":
+        known = "threads_that_move_with" in name and not report.get("walks_threads", True)
+        if outcome == "failed" and not known:
             faults.append(f"{name}: {(text.strip().splitlines() or [''])[-1]}")
     return faults
 
@@ -68,6 +72,11 @@ def _exact(layout: str, report: Report) -> str:
     worst = max((abs(row[0]) for row in rows), default=0)
     exact = worst < ROUNDING_NS[layout] and not any(row[2] for row in rows)
     return ("exact" if exact else "not exact") + f", <= {worst} ns"
+
+
+def _lost(layout: str, report: Report) -> str:
+    lost = report.get("misses")
+    return NO if lost is None else ", ".join(f"{name} {count}" for name, count in lost.items()) or "none"
 
 
 def _tests(layout: str, report: Report) -> str:
@@ -103,6 +112,7 @@ ROWS: tuple[tuple[str, Callable[[str, Report], str]], ...] = (
     ("task storage for tracing programs", _feature("task_storage")),
     ("programs loaded, instructions the verifier walked", _programs),
     ("CPU of contexts against the cgroup's own, worst of 7 workloads", _exact),
+    ("hooks lost in those", _lost),
     ("threads split when their process moves", _one("test_threads_that_move_with_their_process")),
     ("identity of a reused inum", _namespace_ids),
     ("tracing attached to", _traced),
