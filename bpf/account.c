@@ -71,7 +71,7 @@ int on_exit(u64 *ctx)
 #ifdef HAVE_exit_group_dead /* Since commit with the argument in include/trace/events/sched.h (in v6.16) */
 	int last = (u8)ctx[1];
 #else
-	int last = task->signal->live.counter == 0;
+	int last = READ(struct signal_struct, READ(struct task_struct, task, signal), live.counter) == 0;
 #endif
 	if (!row)
 		return 0;
@@ -180,8 +180,7 @@ int on_move(u64 *ctx)
 	if (!(u8)ctx[3])
 		return 0;
 	u64 index = mine->row;
-	struct nsproxy *proxy = task->nsproxy;
-	struct user_namespace *user = task->real_cred->user_ns;
+	u64 proxy = (u64)READ(struct task_struct, task, nsproxy), user = user_namespace_of(task);
 	struct bpf_iter_task iterator;
 	bpf_iter_task_new(&iterator, task, PROC_THREADS);
 	while ((task = bpf_iter_task_next(&iterator))) {
@@ -193,7 +192,7 @@ int on_move(u64 *ctx)
 			continue;
 #define TAKE_FLAT(counter, value) take_flat(mine, row, counter, value);
 		EACH_COUNTER(TAKE_FLAT, task)
-		if (task->nsproxy == proxy && task->real_cred->user_ns == user)
+		if ((u64)READ(struct task_struct, task, nsproxy) == proxy && user_namespace_of(task) == user)
 			__sync_lock_test_and_set(&mine->row, index);
 	}
 	bpf_iter_task_destroy(&iterator);
@@ -249,19 +248,18 @@ struct memory {
 INLINE void read_memory(struct task_struct *task, struct memory *to)
 {
 #if defined(HAVE_mm_struct_owner) && defined(HAVE_mm_struct_rss_stat)
-	struct mm_struct *mm = task->mm;
-	if (!mm || mm->owner != task)
+	u64 mm = (u64)READ(struct task_struct, task, mm);
+	if (!mm || READ(struct mm_struct, mm, owner) != task)
 		return;
 #ifdef HAVE_mm_struct_pgtables_bytes
-	to->pagetables_bytes = mm->pgtables_bytes.counter;
+	to->pagetables_bytes = READ(struct mm_struct, mm, pgtables_bytes.counter);
 #endif
 #ifdef HAVE_rss_percpu
 	u64 counters[4];
 	u64 cpus = configured(NSAGENT_CONFIG_CPUS);
 #define COUNT(member)                                                                                                  \
-	to->pages[member] = mm->rss_stat[member].count;                                                                \
-	read_kernel(&counters[member], sizeof(counters[member]),                                                       \
-		    (void *)((u64)mm + OFFSET(struct mm_struct, rss_stat[member].counters)));
+	to->pages[member] = READ(struct mm_struct, mm, rss_stat[member].count);                                        \
+	counters[member] = (u64)READ(struct mm_struct, mm, rss_stat[member].counters);
 	COUNT(FILE_PAGES)
 	COUNT(ANON_PAGES)
 	COUNT(SWAP_ENTRIES)
@@ -285,7 +283,7 @@ INLINE void read_memory(struct task_struct *task, struct memory *to)
 #else
 	/* A probe read, because 6.1's verifier does not look through the typedef of an array's elements: btf_struct_walk()
 	 * of kernel/bpf/btf.c says "Type 'atomic_long_t' is not a struct". */
-	read_kernel(to->pages, sizeof(to->pages), (void *)((u64)mm + OFFSET(struct mm_struct, rss_stat.count)));
+	read_kernel(to->pages, sizeof(to->pages), (void *)(mm + OFFSET(struct mm_struct, rss_stat.count)));
 #endif
 #endif
 }
@@ -302,7 +300,8 @@ int on_pass(u64 *ctx)
 	if (!task)
 		return 0;
 	/* Never create storage for a released task: its free event may be past, and nothing would settle it again. */
-	struct nsagent_task *mine = task->sighand ? storage_of(task) : task_storage(TASKS, task, 0, 0);
+	struct nsagent_task *mine =
+		READ(struct task_struct, task, sighand) ? storage_of(task) : task_storage(TASKS, task, 0, 0);
 	if (!mine)
 		return 0;
 	/* Before settle: the verifier walks the loop over the CPUs once for each state it comes with. */

@@ -35,12 +35,14 @@ INLINE u64 differences(u64 *a, u64 *b)
 #define MAX_DEPTH 16
 INLINE int descends(struct task_struct *task, u32 from)
 {
-	for (int depth = 0; depth < MAX_DEPTH && task; depth++) {
-		if (task->tgid == from)
+	u64 at = (u64)task;
+	for (int depth = 0; depth < MAX_DEPTH && at; depth++) {
+		u32 pid = READ(struct task_struct, at, tgid);
+		if (pid == from)
 			return 1;
-		if (task->tgid <= 1)
+		if (pid <= 1)
 			return 0;
-		task = task->real_parent;
+		at = (u64)READ(struct task_struct, at, real_parent);
 	}
 	return 0;
 }
@@ -48,11 +50,11 @@ INLINE int descends(struct task_struct *task, u32 from)
 /* Whether the accounting cgroup of `task` is or lies below the one asked for. */
 INLINE int lies_below(struct task_struct *task, u64 cgroup)
 {
-	struct cgroup_subsys_state *css = &CGROUP_OF(task)->self;
+	u64 css = cgroup_of(task) + OFFSET(struct cgroup, self);
 	for (int depth = 0; depth < MAX_DEPTH && css; depth++) {
-		if (css->cgroup->kn->id == cgroup)
+		if (cgroup_id((u64)READ(struct cgroup_subsys_state, css, cgroup)) == cgroup)
 			return 1;
-		css = css->parent;
+		css = (u64)READ(struct cgroup_subsys_state, css, parent);
 	}
 	return 0;
 }
@@ -110,13 +112,14 @@ INLINE struct nsagent_event *new_event(struct task_struct *task, u64 cgroup)
 	event->cgroup = cgroup;
 	event->pid = task->tgid;
 	event->tid = task->pid;
-	event->uid = task->real_cred->uid.val;
+	event->uid = READ(struct cred, READ(struct task_struct, task, real_cred), uid.val);
 	__builtin_memcpy(event->comm, task->comm, sizeof(event->comm));
 	event->arguments_bytes = 0;
+	u64 at = (u64)task;
 #define ANCESTOR(index)                                                                                                \
-	task = task->real_parent;                                                                                      \
-	event->ancestor[index] = task->tgid;                                                                           \
-	__builtin_memcpy(event->ancestor_comm[index], task->comm, 16);
+	at = (u64)READ(struct task_struct, at, real_parent);                                                           \
+	event->ancestor[index] = READ(struct task_struct, at, tgid);                                                   \
+	read_kernel(event->ancestor_comm[index], 16, (void *)(at + OFFSET(struct task_struct, comm)));
 	ANCESTOR(0)
 	ANCESTOR(1)
 	ANCESTOR(2)

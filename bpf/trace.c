@@ -50,12 +50,12 @@ INLINE u32 kind_of(u32 type)
 /* The namespace behind a descriptor of the task: an nsfs inode keeps its ns_common in i_private. 0 where it is none. */
 INLINE u64 namespace_behind(struct task_struct *task, u32 descriptor, u32 *type)
 {
-	struct files_struct *files = task->files;
+	u64 files = (u64)READ(struct task_struct, task, files);
 	u64 table, slot = 0, file = 0, inode = 0, super = 0, magic = 0, common = 0;
 	u32 size = 0, inum = 0;
 	if (!files)
 		return 0;
-	table = (u64)files->fdt;
+	table = (u64)READ(struct files_struct, files, fdt);
 	read_kernel(&size, sizeof(size), (void *)(table + OFFSET(struct fdtable, max_fds)));
 	if (descriptor >= size)
 		return 0;
@@ -144,10 +144,10 @@ INLINE void count_call(u32 syscall, u64 flags, u32 result)
 /* argv of the current process, as far as it is in memory: no fault is taken here. */
 INLINE void copy_arguments(struct task_struct *task, struct nsagent_event *event)
 {
-	struct mm_struct *mm = task->mm;
+	u64 mm = (u64)READ(struct task_struct, task, mm);
 	if (!mm)
 		return;
-	u64 start = mm->arg_start, bytes = mm->arg_end - start;
+	u64 start = READ(struct mm_struct, mm, arg_start), bytes = READ(struct mm_struct, mm, arg_end) - start;
 	if (bytes > ARGUMENTS_MASK)
 		bytes = ARGUMENTS_MASK;
 	if (!read_user(event->arguments, bytes & ARGUMENTS_MASK, (void *)start))
