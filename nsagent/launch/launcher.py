@@ -62,6 +62,11 @@ def run(spec: RunSpec, state_dir: str) -> RunResult:
     except NsagentError as exc:
         last |= {"exit_code": exc.exit_code, "reason": exc.message}
         raise
+    except OSError as exc:  # of pipe(2) and the like: what the host has run out of
+        hint = "raise the limit of open files: ulimit -n" if exc.errno == errno.EMFILE else ""
+        error = LaunchError(f"the job was not started: {exc.strerror}", stage="launch", errno=exc.errno or 0, hint=hint)
+        last["reason"] = error.message
+        raise error from exc
     finally:
         terminal.take_back()
         terminal.close()
@@ -269,7 +274,18 @@ class _Launch:
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
 
     def _with_group_usage(self, usage: JobUsage) -> JobUsage:
-        return usage if self._group is None else measure.with_cgroup(usage, self._group.stats())
+        if self._group is None:
+            return usage
+        counted = measure.with_cgroup(usage, self._group.stats())
+        if counted.cpu_source == "cgroup" and measure.left_its_cgroup(usage, counted):
+            self._notes.append(
+                f"it left its cgroup: {(usage.cpu_ns or 0) / 1e9:.3f} s of CPU were waited for, its cgroup counted "
+                f"{(counted.cpu_ns or 0) / 1e9:.3f} s; memory, IO and limits are of the cgroup alone"
+            )
+            counted = counted._replace(
+                cpu_ns=usage.cpu_ns, user_ns=usage.user_ns, system_ns=usage.system_ns, cpu_source=usage.cpu_source
+            )
+        return counted
 
 
 def _close(fds: list[int]) -> None:

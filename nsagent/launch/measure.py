@@ -9,6 +9,8 @@ from nsagent import namespaces
 from nsagent.cgroups.stats import CgroupStats
 from nsagent.launch.report import JobUsage, NamespaceRef
 
+_UNPLACED_NS = 50_000_000  # of CPU before a child is in its cgroup, with room for a slow machine
+
 
 def read_namespaces(pid: int) -> dict[str, NamespaceRef]:
     """Return each namespace of `pid` by kind; `new` where it is not the caller's own. Raises VanishedError if it ended."""
@@ -84,6 +86,16 @@ def _split(total_ns: int, user: int | None, system: int | None, waited: JobUsage
             user_ns = total_ns * part // (part + other)
             return user_ns, total_ns - user_ns
     return None, None
+
+
+def left_its_cgroup(waited: JobUsage, counted: JobUsage) -> bool:
+    """Tell whether the cgroup counted less than was waited for, which is part of it: somebody moved to another cgroup.
+
+    Between the clone and the placement up to some ms are the launcher's cgroup's; the tolerance is wider than that.
+    """
+    if waited.cpu_ns is None or counted.cpu_ns is None:
+        return False
+    return waited.cpu_ns > counted.cpu_ns + max(_UNPLACED_NS, counted.cpu_ns // 20)
 
 
 def with_cgroup(usage: JobUsage, stats: CgroupStats) -> JobUsage:
