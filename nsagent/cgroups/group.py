@@ -52,7 +52,8 @@ class Group:
             group._unmake()
             raise
         if not group.places:
-            reasons = "; ".join(f"{key}: {reason}" for key, reason in group.missing.items())
+            first, *others = group.missing.items()
+            reasons = ": ".join(first) + (f", and {len(others)} hierarchies more" if others else "")
             if any("Permission denied" in reason for reason in group.missing.values()):
                 raise AccessError(f"no cgroup can be made: {reasons}", hint="run as root, or in a delegated cgroup")
             raise UnsupportedError(

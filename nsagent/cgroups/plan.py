@@ -95,7 +95,8 @@ def translate(exc: OSError, what: str) -> NsagentError:
         return UnsupportedError(
             "cgroups", f"{what}: there are too many already", hint="see cgroup.max.descendants of the cgroups above"
         )
-    return NsagentError(f"{what}: {reason}")
+    hint = "raise the limit of open files: ulimit -n" if exc.errno == errno.EMFILE else ""
+    return NsagentError(f"{what}: {reason}", hint=hint)
 
 
 def _any_disk(file: str, word: str) -> bool:

@@ -99,4 +99,5 @@ def execute(argv: tuple[str, ...]) -> None:
             errno=exc.errno or 0,
             path=argv[0],
             exit_code=127 if missing else 126,
+            hint="it is looked up in PATH" if missing else "it must be executable by this user; a script needs a '#!' line",
         ) from exc

@@ -69,7 +69,7 @@ def parse_cpus(text: str) -> float:
 def parse_count(text: str, flag: str, least: int, most: int) -> int:
     """Return a whole number between `least` and `most`."""
     if not re.fullmatch(r"\d{1,18}", text.strip(), re.ASCII) or not least <= int(text) <= most:
-        raise UsageError(f"{flag} {text!r} is not a whole number from {least} to {most}")
+        raise UsageError(f"{flag} {text!r} is not a possible number", hint=f"a whole one from {least} to {most}")
     return int(text)
 
 

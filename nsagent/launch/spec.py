@@ -47,17 +47,17 @@ class RunSpec:
         if not self.argv or not self.argv[0]:
             raise UsageError("there is no command", hint="nsagent run [options] -- CMD")
         if any("\0" in word for word in self.argv):
-            raise UsageError("a NUL character cannot be in a command")
+            raise UsageError("a NUL character cannot be in a command", hint="execve(2) ends a word there")
         if self.hostname and NamespaceKind.UTS not in self.isolate:
             raise UsageError("--hostname without a new uts namespace would rename the host", hint="add uts to --isolate")
         if len(os.fsencode(self.hostname)) > 64:
-            raise UsageError(f"--hostname {self.hostname!r} is longer than 64 bytes")
+            raise UsageError(f"--hostname {self.hostname!r} is longer than 64 bytes", hint="sethostname(2) takes no more")
         for key, value in self.env:
             if not key or "=" in key or "\0" in key + value:
                 raise UsageError(f"--env {key!r} is not a variable", hint="--env NAME=VALUE, or --env NAME to pass one on")
         name = self.name or os.path.basename(self.argv[0].rstrip("/")) or "job"
         if not name.isprintable() or len(name) > 200:
-            raise UsageError("--name must be printable and at most 200 characters")
+            raise UsageError(f"--name {name!r} does not name a job", hint="printable characters, at most 200")
         object.__setattr__(self, "name", name)
 
     @property

@@ -216,7 +216,7 @@ def failure_error(failure: Failed) -> LaunchError:
         elif "/" in failure.path and os.path.exists(failure.path):
             hint = "the file exists: the interpreter in its '#!' line, or its ELF loader, does not"
         else:
-            hint = "it is looked up in PATH inside the job" if "/" not in failure.path else ""
+            hint = "it is looked up in PATH inside the job" if "/" not in failure.path else "there is no such file inside the job"
             message = f"{failure.path}: command not found"
     return LaunchError(
         message,
