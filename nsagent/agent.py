@@ -3,12 +3,14 @@
 Order of a start: claim the state directory, take the port, sweep what dead launchers left, bring the programs into the kernel
 (this may fork the compiler), and only then start threads: the agent never forks once it has threads.
 
-    main          waits for a signal; the watch           http, control     accept; a thread a client, bounded
-    ring          events to history and control's clients samples           taken in the thread that asks, one at a time
+    main          waits for a signal; watch and patrol    http, control     accept; a thread a client, bounded
+    ring          events to history, findings, the hub    samples           taken in the thread that asks, one at a time
+    sink-*        the hub to files, sockets, the journal
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import json
@@ -32,16 +34,19 @@ from nsagent.cgroups.tree import Tree
 from nsagent.config import AgentConfig
 from nsagent.control import Control, Hub, StateLock
 from nsagent.errors import AccessError, LoadError, NsagentError, UnsupportedError
-from nsagent.events import KernelEvents, SyscallCounts
-from nsagent.findings import read_host_inums
+from nsagent.events import SCHEMA, EventFilter, KernelEvents, SyscallCounts
+from nsagent.findings import RULES, Findings, read_host_inums
 from nsagent.history import History
 from nsagent.kernel import attach, headers, mounts, pins
 from nsagent.launch.launcher import sweep
+from nsagent.launch.quantities import parse_bytes
 from nsagent.metrics import catalogue
 from nsagent.metrics.encode import Encoder
 from nsagent.namespaces import NamespaceKind
+from nsagent.patrol import ROUND_S, Patrol
 from nsagent.records import Counts
 from nsagent.sample import Ancestry, Facts, MapFigures, Sampler
+from nsagent.sinks import Sink, parse
 from nsagent.usage import KernelUsage
 from nsagent.watch import TICK_S, Watch
 
@@ -50,6 +55,7 @@ log = logging.getLogger(__name__)
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _NO_BPF: Final = "switched off with --no-bpf"
 _NO_TRACE: Final = "switched off with --no-trace"
+_QUEUE_FULL: Final = "queue_full"
 
 
 class NodeCgroups:
@@ -65,6 +71,10 @@ class NodeCgroups:
         self._tree.scan()
         return self._reader.read_all(self._tree)
 
+    def path_of(self, accounting_id: int) -> str | None:
+        """Return the path of a cgroup by its id in the accounting hierarchy, as of the last walk."""
+        return self._tree.path_of(accounting_id)
+
     def accounting_ids(self) -> dict[str, int]:
         """Return the ids in the accounting hierarchy as of the last walk, by path."""
         key = self._accounting
@@ -74,21 +84,21 @@ class NodeCgroups:
 class Node:
     """What an agent reads: the programs where they can be had, /proc in their place, the cgroup files. Makes samples.
 
-    `features` has None for what this node can, else the reason why not. `history` is None where nobody keeps one.
+    `features` has None for what this node can, else the reason why not. `history` and `findings` are None where nobody
+    keeps them: such a node only reads, and leaves the programs as it finds them.
     """
 
     def __init__(self, config: AgentConfig, *, keep_history: bool = False) -> None:
         self.features: dict[str, str | None] = {}
         self.ancestry = Ancestry(os.path.join(config.state_dir, "cgroups.json"))
         self.layout = self._read_layout()
-        self.attached = self._attach(config) if config.bpf else None
+        self.cgroups = NodeCgroups(self.layout) if self.layout else None
+        self.attached = self._attach(config, as_found=not keep_history) if config.bpf else None
         self.events: KernelEvents | None = None
-        self.hub: Hub | None = None
+        self.traces = self.attached is not None and self.attached.traces
+        self.hub = Hub(self.attached.trace_all if self.attached and self.traces else lambda on: None)
         if self.attached:
             self.events = KernelEvents(self.attached)
-            if self.attached.traces:
-                self.events.trace_all(False)  # an agent that was killed may have left it on
-                self.hub = Hub(self.events.trace_all)
             missing = self.attached.missing
             self.features |= {name: missing.get(name) for name in headers.FEATURES} | missing
             if not self.attached.traces:
@@ -96,6 +106,10 @@ class Node:
         elif not config.bpf:
             self.features |= {"exact_accounting": _NO_BPF, "tracing": _NO_BPF}
         self.history = self._open_history(config.state_dir) if keep_history else None
+        self.findings = self._open_findings(config) if keep_history else None
+        before = self.history.counts.values if self.history else collections.Counter[str]()
+        self._found_before = {rule: before[f"finding {rule}"] for rule in RULES}
+        self._lost_before = before[_QUEUE_FULL]
         self.sampler = self._make_sampler(config.retain_ns)
         self.sampler.facts = self._facts()
 
@@ -107,12 +121,21 @@ class Node:
             self.features["cgroups"] = str(error)
             return None
 
-    def _attach(self, config: AgentConfig) -> attach.Attached | None:
+    def _attach(self, config: AgentConfig, *, as_found: bool) -> attach.Attached | None:
         """Load or adopt the programs, without tracing where only that fails; None where there is no accounting by BPF."""
         subsystem = self.layout.accounting[0] if self.layout else None
         for trace in (True, False) if config.trace else (False,):
             try:
-                attached = attach.attach(config.pin_dir, config.cache_dir, subsystem=subsystem, trace=trace, rows=config.contexts)
+                attached = attach.attach(
+                    config.pin_dir,
+                    config.cache_dir,
+                    subsystem=subsystem,
+                    trace=trace,
+                    rows=config.contexts,
+                    object_dir=config.object_dir,
+                    rate=config.rate,
+                    as_found=as_found,
+                )
             except (UnsupportedError, AccessError, LoadError) as error:
                 what = "tracing" if trace else "exact_accounting"
                 self.features[what] = str(error)
@@ -127,7 +150,7 @@ class Node:
 
     def _open_history(self, state_dir: str) -> History:
         """Go on with what an earlier agent kept, as far as it still means the same."""
-        adopted = self.attached is not None and self.attached.adopted
+        adopted = self.attached is not None and (self.attached.adopted or self.attached.carried)
         has_ids = namespaces.identify("/proc/self/ns/uts").id != 0
         return History(
             read_host_inums(),
@@ -136,15 +159,33 @@ class Node:
             counts=Counts(os.path.join(state_dir, "counts.json"), goes_on=adopted),
         )
 
+    def _open_findings(self, config: AgentConfig) -> Findings:
+        path_of = self.cgroups.path_of if self.cgroups else lambda cgroup: None
+        return Findings(off=config.findings_off, path_of=path_of)
+
+    def _found(self) -> dict[str, int]:
+        """Findings by rule: as a counter that goes on when the agent ends, like those of the kernel."""
+        assert self.findings is not None
+        assert self.history is not None
+        before, rise = self._found_before, self.history.counts.rise
+        return {rule: rise(f"finding {rule}", before[rule] + count) for rule, count in self.findings.counts().items()}
+
     def _make_sampler(self, retain_ns: int) -> Sampler:
-        cgroups = NodeCgroups(self.layout) if self.layout else None
+        cgroups, findings = self.cgroups, self._found if self.findings else None
         if self.attached is None:
             from nsagent.procusage import ProcfsUsage
 
             controller, hierarchy = self.layout.accounting if self.layout else (None, None)
             directory = hierarchy.directory if hierarchy else None
             usage = ProcfsUsage(controller=controller, directory=directory, retain_s=retain_ns / 1e9)
-            return Sampler(retain_ns=retain_ns, ancestry=self.ancestry, cgroups=cgroups, usage=usage, history=self.history)
+            return Sampler(
+                retain_ns=retain_ns,
+                ancestry=self.ancestry,
+                cgroups=cgroups,
+                usage=usage,
+                history=self.history,
+                findings=findings,
+            )
         successor = self.ancestry.successor if cgroups else lambda cgroup: cgroup
         return Sampler(
             retain_ns=retain_ns,
@@ -154,13 +195,14 @@ class Node:
             counts=self._counts if self.attached.traces else None,
             maps=self._maps,
             history=self.history,
+            findings=findings,
         )
 
     def _counts(self) -> SyscallCounts:
         assert self.events is not None
-        assert self.hub is not None
-        counts = self.events.counts()
-        return dataclasses.replace(counts, lost=counts.lost | {"queue_full": self.hub.lost})
+        counts, full = self.events.counts(), self._lost_before + self.hub.lost
+        full = self.history.counts.rise(_QUEUE_FULL, full) if self.history else full
+        return dataclasses.replace(counts, lost=counts.lost | {"queue_full": full})
 
     def _maps(self) -> tuple[MapFigures, ...]:
         assert self.attached is not None
@@ -235,8 +277,9 @@ class Process:
 class Ring:
     """The thread that reads the ring buffer, so that it never fills while the agent lives."""
 
-    def __init__(self, events: KernelEvents, hub: Hub, history: History) -> None:
+    def __init__(self, events: KernelEvents, hub: Hub, history: History, findings: Findings) -> None:
         self._events = events
+        self._findings = findings
         self._hub = hub
         self._history = history
         self._stop = os.eventfd(0, os.EFD_CLOEXEC)
@@ -260,7 +303,7 @@ class Ring:
         while True:
             events = self._events.read()
             self._history.feed(events)
-            self._hub.publish(events)
+            self._hub.publish([*events, *self._findings.of_events(events)])
             if self._stop in {fd for fd, _ in poll.poll()}:
                 return
 
@@ -296,6 +339,9 @@ def _run(config: AgentConfig, stack: contextlib.ExitStack) -> None:
         log.info("event=swept job=%s", job)
     node = stack.enter_context(open_node(config, keep_history=True))
     assert node.history is not None
+    assert node.findings is not None
+    patrol = Patrol(node.findings, node.hub.publish, node.attached.rows if node.attached else None)
+    sinks = [Sink(parse(text, parse_bytes), lambda: node.hub.subscribe(EventFilter()), SCHEMA) for text in config.events_to]
     watch = Watch(node.sampler, node.history, lambda sample: sum(sample.syscalls.lost.values()) if sample.syscalls else 0)
     encoder = Encoder(catalogue.FAMILIES, Process())
 
@@ -316,14 +362,17 @@ def _run(config: AgentConfig, stack: contextlib.ExitStack) -> None:
         config.state_dir,
         scrape=lambda: scrape(False),
         status=lambda: facts | node.status(),
-        hub=node.hub,
+        hub=node.hub if node.traces else None,
         untraced=node.features.get("tracing") or "",
         answers=watch.answers,
     )
     stack.callback(control.close)
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # before the threads, which inherit it
-    if node.events and node.hub:
-        ring = Ring(node.events, node.hub, node.history)
+    for sink in sinks:
+        stack.callback(sink.close)
+        sink.start()
+    if node.events and node.traces:
+        ring = Ring(node.events, node.hub, node.history, node.findings)
         stack.callback(ring.close)
         ring.start()
     watch.begin()
@@ -340,8 +389,12 @@ def _run(config: AgentConfig, stack: contextlib.ExitStack) -> None:
         str(bool(node.attached and node.attached.adopted)).lower(),
         time.monotonic() - started,
     )
-    while (received := signal.sigtimedwait(_SIGNALS, TICK_S)) is None:
-        watch.tick()
+    looked = time.monotonic()
+    while (received := signal.sigtimedwait(_SIGNALS, ROUND_S)) is None:
+        patrol.round()
+        if time.monotonic() - looked >= TICK_S:
+            watch.tick()
+            looked = time.monotonic()
     number = received.si_signo
     stopping.set()
     log.info("event=stopping signal=%s ephemeral=%s", signal.Signals(number).name, str(config.ephemeral).lower())

@@ -5,6 +5,7 @@ A configuration file has the words of the flags as keys, without the dashes in f
     listen = "[::]:10417"
     retain = "5m"
     no-trace = true
+    events-to = ["journald", "file:/var/log/nsagent/events?keep=9"]
 """
 
 from __future__ import annotations
@@ -36,12 +37,18 @@ class AgentConfig:
     bpf: bool = True
     trace: bool = True
     ephemeral: bool = False
+    object_dir: str = ""
+    events_to: tuple[str, ...] = ()  # as sinks.parse takes them
+    findings_off: tuple[str, ...] = ()
+    rate: int = 0
     log_level: str = "info"
 
     def __post_init__(self) -> None:
         """Raise UsageError for what makes no sense."""
         if not 16 <= self.contexts <= _MOST_CONTEXTS:
             raise UsageError(f"--contexts {self.contexts} is out of range", hint=f"between 16 and {_MOST_CONTEXTS}")
+        if self.rate < 0:
+            raise UsageError("--rate cannot be negative", hint="0 is no limit")
         if self.retain_ns < 0:
             raise UsageError("--retain cannot be negative")
         if "." in os.path.basename(self.pin_dir):
@@ -95,6 +102,7 @@ def read_file(path: str, known: frozenset[str]) -> dict[str, Any]:
     for key, value in found.items():
         if key not in known:
             raise UsageError(f"{path}: no setting is called {key!r}", hint=f"there are {', '.join(sorted(known))}")
-        if not isinstance(value, str | int | float | bool):
-            raise UsageError(f"{path}: {key} is neither text, number nor true or false")
+        words = isinstance(value, list) and all(isinstance(word, str) for word in value)
+        if not words and not isinstance(value, str | int | float | bool):
+            raise UsageError(f"{path}: {key} is neither text, number, true or false, nor a list of texts")
     return found

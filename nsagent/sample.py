@@ -76,6 +76,7 @@ class NodeSample:
     has_usage: bool = False
     missing: frozenset[str] = frozenset()
     syscalls: SyscallCounts | None = None
+    findings: Mapping[str, int] = field(default_factory=dict)  # by rule
     maps: tuple[MapFigures, ...] = ()
     collectors: Mapping[str, Outcome] = field(default_factory=dict)
 
@@ -268,6 +269,7 @@ class Sampler:
         counts: Callable[[], SyscallCounts] | None = None,
         maps: Callable[[], tuple[MapFigures, ...]] | None = None,
         history: History | None = None,
+        findings: Callable[[], Mapping[str, int]] | None = None,
     ) -> None:
         self.facts = Facts()
         self._cgroup_source = cgroups
@@ -275,6 +277,7 @@ class Sampler:
         self._read_counts = counts
         self._read_maps = maps
         self._history = history
+        self._read_findings = findings
         self._ancestry = ancestry
         self._cgroups: Retained[str, CgroupStats] = Retained(retain_ns)
         self._cgroup_usage: Retained[str, Usage] = Retained(retain_ns)
@@ -316,6 +319,7 @@ class Sampler:
             has_usage=usage is not None,
             missing=usage.missing if usage else frozenset(),
             syscalls=counts,
+            findings=self._read_findings() if self._read_findings else {},
             maps=maps or (),
             collectors=self._outcomes,
         )

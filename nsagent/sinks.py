@@ -147,7 +147,7 @@ class Output(Protocol):
 class _Bytes:
     """Lines to a descriptor that `_open` makes; a line that was cut is finished first, on a new connection begun again."""
 
-    chunk_bytes = 1 << 16
+    chunk_bytes = 1 << 16  # and the rest of a line: who reads a file meanwhile finds whole lines at most times
 
     def __init__(self, spec: SinkSpec) -> None:
         self._spec = spec
@@ -170,7 +170,7 @@ class _Bytes:
                     break
                 self._lines.append(self._line(record))
                 room -= len(self._lines[-1])
-            self._advance(pending, self._put(b"".join(self._lines)[self._done :][: self.chunk_bytes]))
+            self._advance(pending, self._put(b"".join(self._lines)[self._done :]))
         except BlockingIOError:
             raise
         except OSError as error:
@@ -267,7 +267,7 @@ class _Stdout(_Bytes):
         poll.register(self._fd, select.POLLOUT)
         if not poll.poll(0):
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-        return super()._put(data)
+        return super()._put(data[: self.chunk_bytes])
 
 
 class _Unix(_Bytes):

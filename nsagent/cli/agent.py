@@ -10,7 +10,9 @@ from typing import Any
 
 import click
 
-from nsagent import config, jobs
+from nsagent import config, jobs, sinks
+from nsagent.errors import UsageError
+from nsagent.findings import RULES
 from nsagent.kernel import pins
 from nsagent.launch import quantities
 
@@ -20,6 +22,8 @@ Examples:
   nsagent agent --listen '[::]:10417'                 for a Prometheus on another host
   nsagent agent --listen 127.0.0.1:0 --state-dir /tmp/a --pin-dir /sys/fs/bpf/a --ephemeral
                                                       a second one, beside the first; /tmp/a/agent.json has its port
+  nsagent agent --events-to 'file:/var/log/nsagent/events?size=64M&keep=5' --events-to journald
+                                                      keep what happens; docs/events.md has the fields
   nsagent agent --config /etc/nsagent/agent.toml      the same words, without dashes: listen = "[::]:10417"
 
 Flags come before variables (NSAGENT_AGENT_LISTEN), these before the file, and that before the defaults.
@@ -31,9 +35,12 @@ SIGTERM ends the agent and keeps its BPF programs, which go on counting for the 
 def _load_file(ctx: click.Context, _parameter: click.Parameter, path: str | None) -> str | None:
     """Make the settings of a file the defaults of the flags: click's own order then is flags, variables, file, defaults."""
     if path:
-        names = {parameter.opts[0].removeprefix("--"): parameter.name for parameter in ctx.command.params}
-        known = frozenset(names) - {"config"}
-        ctx.default_map = {names[key]: value for key, value in config.read_file(path, known).items() if names[key]}
+        parameters = {parameter.opts[0].removeprefix("--"): parameter for parameter in ctx.command.params}
+        found = config.read_file(path, frozenset(parameters) - {"config"})
+        for key, value in found.items():
+            if isinstance(value, list) != getattr(parameters[key], "multiple", False):
+                raise UsageError(f"{path}: {key} is {'no list' if isinstance(value, list) else 'a list'}")
+        ctx.default_map = {str(parameters[key].name): value for key, value in found.items()}
     return path
 
 
@@ -69,6 +76,12 @@ def set_up_logging(level: str) -> None:
 @click.option("--contexts", default=10240, metavar="N", help="Rows for combinations of a cgroup and namespaces, 360 bytes each.")
 @click.option("--no-bpf", is_flag=True, help="Load nothing into the kernel: approximate usage from /proc, no tracing.")
 @click.option("--no-trace", is_flag=True, help="Do not trace clone, unshare and setns.")
+@click.option("--object-dir", metavar="DIR", help="Where 'nsagent bpf build' put objects: looked up before compiling.")
+@click.option("--events-to", multiple=True, metavar="SINK",
+              help="Keep events: file:/path?size=64M&keep=5, unix:/path, journald or stdout; may be repeated.")  # fmt: skip
+@click.option("--finding-off", multiple=True, type=click.Choice(list(RULES)),
+              help="Do not look for this; may be repeated.")  # fmt: skip
+@click.option("--rate", default=0, metavar="N", help="Events a second from one cgroup at most; 0 is no limit.")
 @click.option("--ephemeral", is_flag=True, help="Remove the BPF programs at the end; they keep counting otherwise.")
 @click.option("--log-level", default="info", type=click.Choice(config.LOG_LEVELS), help="Least severity that is logged.")
 def agent(config_file: str | None, **flags: Any) -> None:
@@ -79,6 +92,8 @@ def agent(config_file: str | None, **flags: Any) -> None:
     """
 
     host, port = config.parse_listen(flags["listen"])
+    for sink in flags["events_to"]:
+        sinks.parse(sink, quantities.parse_bytes)
     settings = config.AgentConfig(
         host=host,
         port=port,
@@ -90,6 +105,10 @@ def agent(config_file: str | None, **flags: Any) -> None:
         bpf=not flags["no_bpf"],
         trace=not flags["no_trace"],
         ephemeral=flags["ephemeral"],
+        object_dir=os.path.abspath(flags["object_dir"]) if flags["object_dir"] else "",
+        events_to=flags["events_to"],
+        findings_off=flags["finding_off"],
+        rate=flags["rate"],
     )
     set_up_logging(flags["log_level"])
     from nsagent import agent as agents

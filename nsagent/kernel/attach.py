@@ -179,8 +179,8 @@ class Attached:
     """The programs in the kernel. One caller at a time; `close` leaves them running, `unload` ends them.
 
     `traced_by`: ``functions`` (fentry: costs only the traced calls), ``tracepoints`` (costs every call of the node) or empty.
-    `warm`: no compiler was needed; `adopted`: they were running already. `missing` names each feature this kernel lacks,
-    with the reason, `missing_fields` the words of a row that mean nothing here.
+    `warm`: no compiler was needed; `adopted`: they were running already; `carried`: they replaced others and count on.
+    `missing` names each feature this kernel lacks, with the reason, `missing_fields` the words of a row that mean nothing here.
     """
 
     def __init__(self, loaded: objects.Loaded, found: objects.Object, *, warm: bool, adopted: bool) -> None:
@@ -188,10 +188,11 @@ class Attached:
         self._maps = loaded.maps
         self.warm = warm
         self.adopted = adopted
+        self.carried = loaded.carried
         self.compiler = found.compiler
         self.missing = dict(found.missing)
-        self.traces = "events" in loaded.maps
         self.traced_by = "functions" if "fexit_setns" in loaded.links else "tracepoints" if "leave_setns" in loaded.links else ""
+        self.traces = bool(self.traced_by)  # the maps stay when tracing is switched off
         self.epoch = self._config("epoch")
 
     @property

@@ -24,6 +24,10 @@ def _lost(sample: NodeSample) -> Each:
     return (((reason,), count) for reason, count in sample.syscalls.lost.items()) if sample.syscalls else iter(())
 
 
+def _findings(sample: NodeSample) -> Each:
+    return (((rule,), count) for rule, count in sample.findings.items())
+
+
 _SOURCE: Final = "BPF: tracepoints syscalls:sys_enter_*, sys_exit_*"
 
 FAMILIES: Final[tuple[Family, ...]] = (
@@ -57,10 +61,20 @@ FAMILIES: Final[tuple[Family, ...]] = (
         "nsagent_trace_lost_events_total",
         "counter",
         Scope.NODE,
-        "Events nobody saw: ringbuf_full (the agent read too slowly or did not run), queue_full (a client of nsagent trace "
-        "read too slowly), map_full (no row was left for a context, its usage is in the overflow row).",
+        "Events nobody saw: ringbuf_full (the agent read too slowly or did not run), queue_full (a client of nsagent trace or a "
+        "sink took them too slowly), rate_limited (more than --rate from one cgroup), map_full (no row was left for a context, "
+        "its usage is in the overflow row).",
         "BPF: the map stats; the agent",
         ("reason",),
         each=_lost,
+    ),
+    Family(
+        "nsagent_findings_total",
+        "counter",
+        Scope.NODE,
+        "Findings by rule, as docs/findings.md explains them; rules that are switched off are absent.",
+        "the agent, from the events, the rows and /proc",
+        ("rule",),
+        each=_findings,
     ),
 )

@@ -98,7 +98,7 @@ def test_counters_go_on_across_a_change_of_the_sources(world: World, own_cgroup:
     assert before.processes_created == 100
     world.change("two")
     second = world.attach()
-    assert (second.adopted, second._loaded.carried) == (False, True)
+    assert (second.adopted, second.carried) == (False, True)
     assert second._loaded.object_key != first._loaded.object_key
     first.close()
     assert_attached_once(second)
@@ -202,7 +202,7 @@ def test_filters_of_an_agent_that_was_killed_are_gone(world: World) -> None:
 def test_another_layout_begins_anew_and_says_so(world: World, caplog: pytest.LogCaptureFixture) -> None:
     world.attach(rows=1024).close()
     other = world.attach(rows=2048, trace=False)
-    assert not other._loaded.carried
+    assert not other.carried
     assert "counters_restart" in caplog.text
     other.close()
 
@@ -215,7 +215,7 @@ def test_another_hierarchy_is_another_lineage(world: World) -> None:
         other = attach.attach(world.pin_dir, world.cache_dir, subsystem=subsystem, trace=False)
     except NsagentError as error:
         pytest.skip(f"this kernel charges no other hierarchy: {error}")
-    assert not other._loaded.carried
+    assert not other.carried
     other.close()
 
 
@@ -281,7 +281,7 @@ build.source_dir = lambda: sys.argv[3]
 print("ready", flush=True)
 sys.stdin.readline()
 one = attach.attach(sys.argv[1], sys.argv[2], subsystem=sys.argv[4] or None)
-print(json.dumps({"adopted": one.adopted, "carried": one._loaded.carried, "ns": one._loaded.loaded_ns}))
+print(json.dumps({"adopted": one.adopted, "carried": one.carried, "ns": one._loaded.loaded_ns}))
 """
 
 
@@ -319,7 +319,7 @@ def test_a_ring_buffer_of_another_size_is_made_anew_and_totals_stay(world: World
     one.close()
     world.change("with a smaller ring")
     other = world.attach(ring_bytes=1 << 16)
-    assert other._loaded.carried
+    assert other.carried
     assert other._maps["events"].max_entries == 1 << 16
     own_cgroup.reader = KernelUsage(other)
     assert own_cgroup.complete().processes_created == 10

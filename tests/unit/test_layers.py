@@ -21,7 +21,7 @@ LAYERS = (  # from the bottom; a line may import what is above it here, and none
     {"procusage", "history", "findings", "sinks"},
     {"sample"},
     {"metrics"},
-    {"serve", "control", "doctor", "launch", "watch"},
+    {"serve", "control", "doctor", "launch", "watch", "patrol"},
     {"agent"},
     {"cli"},
 )
