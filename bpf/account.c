@@ -248,17 +248,17 @@ struct memory {
 INLINE void read_memory(struct task_struct *task, struct memory *to)
 {
 #if defined(HAVE_mm_struct_owner) && defined(HAVE_mm_struct_rss_stat)
-	u64 mm = (u64)READ(struct task_struct, task, mm);
-	if (!mm || READ(struct mm_struct, mm, owner) != task)
+	struct mm_struct *mm = task->mm;
+	if (!mm || mm->owner != task)
 		return;
 #ifdef HAVE_mm_struct_pgtables_bytes
-	to->pagetables_bytes = READ(struct mm_struct, mm, pgtables_bytes.counter);
+	to->pagetables_bytes = mm->pgtables_bytes.counter;
 #endif
 #ifdef HAVE_rss_percpu
 	u64 counters[4];
 	u64 cpus = configured(NSAGENT_CONFIG_CPUS);
 #define COUNT(member)                                                                                                  \
-	to->pages[member] = READ(struct mm_struct, mm, rss_stat[member].count);                                        \
+	to->pages[member] = mm->rss_stat[member].count;                                                                \
 	counters[member] = (u64)READ(struct mm_struct, mm, rss_stat[member].counters);
 	COUNT(FILE_PAGES)
 	COUNT(ANON_PAGES)
@@ -283,7 +283,7 @@ INLINE void read_memory(struct task_struct *task, struct memory *to)
 #else
 	/* A probe read, because 6.1's verifier does not look through the typedef of an array's elements: btf_struct_walk()
 	 * of kernel/bpf/btf.c says "Type 'atomic_long_t' is not a struct". */
-	read_kernel(to->pages, sizeof(to->pages), (void *)(mm + OFFSET(struct mm_struct, rss_stat.count)));
+	read_kernel(to->pages, sizeof(to->pages), (void *)((u64)mm + OFFSET(struct mm_struct, rss_stat.count)));
 #endif
 #endif
 }
@@ -300,8 +300,7 @@ int on_pass(u64 *ctx)
 	if (!task)
 		return 0;
 	/* Never create storage for a released task: its free event may be past, and nothing would settle it again. */
-	struct nsagent_task *mine =
-		READ(struct task_struct, task, sighand) ? storage_of(task) : task_storage(TASKS, task, 0, 0);
+	struct nsagent_task *mine = task->sighand ? storage_of(task) : task_storage(TASKS, task, 0, 0);
 	if (!mine)
 		return 0;
 	/* Before settle: the verifier walks the loop over the CPUs once for each state it comes with. */
