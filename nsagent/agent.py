@@ -421,14 +421,21 @@ def open_node(config: AgentConfig, *, keep_history: bool = False) -> Iterator[No
                 log.debug("event=not_mounted by=%s reason=%s", mount.__name__, error)
         with contextlib.suppress(UnsupportedError, AccessError):  # attach will say so
             owner = pins.own(config.pin_dir, deadline_s=2.0)
+    unload = config.ephemeral
     try:
         node = Node(config, keep_history=keep_history)
         try:
             yield node
+        except NsagentError:  # the start failed: what it loaded would go on counting for nobody
+            unload = unload or not (node.attached and node.attached.adopted)
+            raise
         finally:
-            node.close(unload=config.ephemeral)
+            node.close(unload=unload)
     finally:
         if owner:
+            if config.ephemeral:  # stopped while it loaded, it has left the directories of the locks
+                with contextlib.suppress(NsagentError):
+                    pins.unload(config.pin_dir)
             owner.release()
 
 

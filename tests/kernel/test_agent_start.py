@@ -1,0 +1,39 @@
+"""A start that fails, or is stopped, after the programs were loaded: they must not go on counting for nobody."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests import support
+from tests.kernel.agents import CACHE
+
+pytestmark = pytest.mark.kernel
+
+
+def test_a_start_that_fails_late_takes_back_what_it_loaded(world: list[str], pin_dir: Path) -> None:
+    with socket.socket() as other:  # as another agent at the same moment: bound already, listening only when it is ready
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", 0))
+        listen = f"127.0.0.1:{other.getsockname()[1]}"
+        with support.nsagent_running("agent", *world, "--cache-dir", CACHE, "--listen", listen) as agent:
+            support.wait_for(pin_dir.exists, 60, "the agent to load")
+            other.listen()
+            _, stderr = agent.communicate(timeout=120)
+    assert agent.returncode == 125
+    assert "the port is in use" in stderr
+    assert "event=loaded" in stderr
+    assert not pin_dir.exists()
+
+
+def test_ephemeral_stopped_while_it_loads_leaves_no_directory(world: list[str], pin_dir: Path) -> None:
+    flags = ["--cache-dir", CACHE, "--listen", "127.0.0.1:0", "--ephemeral"]
+    with support.nsagent_running("agent", *world, *flags) as agent:
+        support.wait_for((pin_dir / "owner").exists, 60, "the agent to load")
+        agent.send_signal(signal.SIGTERM)
+        agent.communicate(timeout=120)
+    assert agent.returncode == 0
+    assert not pin_dir.exists()
