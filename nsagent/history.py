@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from nsagent.events import SyscallEvent, unpack_id
 from nsagent.namespaces import KINDS, NamespaceId, NamespaceKind
@@ -34,6 +34,18 @@ _CHILDRENS: Final = (NamespaceKind.PID, NamespaceKind.TIME)  # unshare and setns
 _FLAGS: Final = tuple((at, kind, kind.flag) for at, kind in enumerate(KINDS))
 
 
+class About(NamedTuple):
+    """What names a namespace to people. Empty is none, or not known; the process is the oldest found in it."""
+
+    owner_user_inum: str = ""
+    parent_inum: str = ""
+    name: str = ""
+    root_pid: str = ""
+    comm: str = ""
+    cgroup: str = ""
+    creator_comm: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Figures:
     """What metrics show. `created_ns` has the living namespaces whose making was seen; `joins` is by kind and crossing:
@@ -44,6 +56,7 @@ class Figures:
     joins: Mapping[tuple[NamespaceKind, str], int] = field(default_factory=dict)
     records: int = 0
     evicted: int = 0
+    about: Mapping[NamespaceId, About] = field(default_factory=dict)
 
 
 class History:
@@ -74,6 +87,7 @@ class History:
         self._unmet: dict[NamespaceId, None] = {}  # in the order of their making: no look has met a task there
         self._quiet: set[NamespaceId] = set()  # the last look found no task there, and nothing that told why
         self._looked_ns: int | None = None
+        self._about: Mapping[NamespaceId, About] = {}
         self._changed = False
         if path and goes_on:
             self._restore(read_file(path))
@@ -119,7 +133,7 @@ class History:
                 how = "joined" if event.syscall == "setns" or record.made or record.live else "made"
             entry = Entry(call, how, source)
             if how == "made":
-                record.made = record.made or entry
+                record.made, record.existed = record.made or entry, False
             else:
                 record.entries.append(entry)
                 record.joins += how == "joined"
@@ -175,7 +189,7 @@ class History:
             self.counts.counted &= namespaces.keys()
             self._looked_ns = now_ns
             self.counts.save()
-            return self._figures(created)
+            return self._figures(created, {name: about for name, about in self._about.items() if name in namespaces})
 
     def _meet(self, record: Record) -> None:
         if not record.live:
@@ -221,7 +235,7 @@ class History:
                 record.live, record.ended_ns, self._changed = False, (None, now_ns), True
                 self._ended[namespace] = None
 
-    def _figures(self, created: dict[NamespaceId, int]) -> Figures:
+    def _figures(self, created: dict[NamespaceId, int], about: dict[NamespaceId, About]) -> Figures:
         ended, joins = {}, {}
         for name, value in self.counts.values.items():
             match name.split():
@@ -229,7 +243,7 @@ class History:
                     ended[NamespaceKind(kind)] = value
                 case ["joins", kind, crossing]:
                     joins[NamespaceKind(kind), crossing] = value
-        return Figures(created, ended, joins, len(self._records), self.evicted)
+        return Figures(created, ended, joins, len(self._records), self.evicted, about)
 
     @property
     def evicted(self) -> int:
@@ -251,6 +265,23 @@ class History:
         with self._lock:
             records = self._records.values()
             return {each.namespace[:2] for each in records if each.live and (not each.members or each.heard_ns >= heard_since_ns)}
+
+    def oldest(self) -> dict[NamespaceId, tuple[int, str]]:
+        """Return for each living namespace a member, and the name of who made it ("" where that is not known)."""
+        with self._lock:
+            return {
+                each.namespace: (each.members[0].pid, each.made.call.comm if each.made else "")
+                for each in self._records.values()
+                if each.live and each.members
+            }
+
+    def tell(self, about: Mapping[NamespaceId, About], strayed: Iterable[NamespaceId]) -> None:
+        """Remember what the living namespaces are called; the members known of those in `strayed` are no longer in them."""
+        with self._lock:
+            self._about = about
+            for record in filter(None, map(self._records.get, strayed)):
+                if record.live:
+                    record.members = ()
 
     def describe(self, members: Mapping[tuple[NamespaceKind, int], tuple[Member, ...]]) -> None:
         """Remember who is in the living namespaces: their processes by kind and inum, the oldest first."""

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
+from nsagent.history import About
 from nsagent.metrics.family import NS_PER_S, Each, Family, Scope
 from nsagent.namespaces import KINDS
 from nsagent.sample import NodeSample
@@ -49,6 +50,11 @@ def _joins(sample: NodeSample) -> Each:
 def _created_at(sample: NodeSample) -> Each:
     for namespace, time_ns in sample.history.created_ns.items() if sample.history else ():
         yield (namespace.kind, str(namespace.inum), str(namespace.id)), time_ns
+
+
+def _about(sample: NodeSample) -> Each:
+    for namespace, about in sample.history.about.items() if sample.history else ():
+        yield (namespace.kind, str(namespace.inum), str(namespace.id), *about), 1
 
 
 def _gone(**values: str) -> Callable[[NodeSample], Each]:
@@ -254,6 +260,16 @@ FAMILIES: Final[tuple[Family, ...]] = (
         ("kind", "inum", "id"),
         each=_created_at,
         scale=NS_PER_S,
+    ),
+    Family(
+        "nsagent_namespace_info",
+        "info",
+        Scope.NODE,
+        "What names a namespace: whose it is, where it is mounted, its oldest process and that one's cgroup, and who made it. "
+        "Renewed every 15 s.",
+        "ioctl_ns(2); /proc: PID/ns, comm, cgroup, mountinfo; BPF: events",
+        ("kind", "inum", "id", *About._fields),
+        each=_about,
     ),
     Family(
         "nsagent_namespace_ended_cpu_seconds_total",

@@ -19,6 +19,7 @@ import pytest
 from nsagent import control, namespaces
 from nsagent.errors import NsagentError
 from nsagent.namespaces import KINDS, NamespaceId, NamespaceKind
+from nsagent.watch import read_about
 from tests.kernel.agents import Agent, get, running
 from tests.support import require, require_root, run_nsagent, wait_for
 
@@ -317,6 +318,27 @@ def test_a_pinned_namespace_outlives_its_processes(agent: Agent, tmp_path: Path)
                 assert (again["state"], again["joins"], again["ended"]) == ("live", 1, None)
         finally:
             subprocess.run(["umount", str(pin)], check=True)
+
+
+def test_what_names_a_namespace(tmp_path: Path) -> None:
+    pin = tmp_path / "blue"
+    pin.touch()
+    with inside("unshare", "--user", "--map-root-user", "--uts") as child:
+        uts, user = child.namespace(NamespaceKind.UTS), child.namespace(NamespaceKind.USER)
+        subprocess.run(["mount", "--bind", f"/proc/{child.pid}/ns/uts", str(pin)], check=True)
+        try:
+            oldest = {uts: (child.pid, "maker"), user: (child.pid, ""), uts._replace(id=uts.id + 1): (child.pid, "")}
+            about, strayed = read_about(oldest)
+        finally:
+            subprocess.run(["umount", str(pin)], check=True)
+        host = str(os.stat("/proc/self/ns/user").st_ino)
+        comm = Path(f"/proc/{child.pid}/comm").read_text().strip()
+        assert about[uts][:5] == (str(user.inum), "", "blue", str(child.pid), comm)
+        assert about[uts].creator_comm == "maker"
+        assert about[uts].cgroup.startswith("/")
+        assert about[user][:3] == (host, host, "")
+        assert strayed == [uts._replace(id=uts.id + 1)]
+    assert read_about({uts: (child.pid, "")}) == ({}, [uts])
 
 
 def test_what_was_there_before_the_agent_is_said_to_be(world: list[str]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from nsagent.events import SyscallEvent
-from nsagent.history import Figures, History
+from nsagent.history import About, Figures, History
 from nsagent.namespaces import KINDS, NamespaceId, NamespaceKind
 from nsagent.records import Counts, Member, Record
 from nsagent.usage import Usage
@@ -251,6 +251,19 @@ def test_members_are_remembered_after_the_end() -> None:
     history.observe({new(UTS): Usage(threads_exited=1)}, 2)
     history.describe({(UTS, 5000): (Member(99, "other", ()),)})  # the number is another namespace's now
     assert only(history, new(UTS))["members"] == [{"pid": 43, "comm": "sleep", "argv": ["sleep", "9"]}]
+
+
+def test_what_names_a_namespace_goes_with_it() -> None:
+    history = History(INUMS)
+    history.feed([event("unshare", (HOST[UTS], new(UTS)))])
+    history.observe({new(UTS): RUNNING, new(NET): RUNNING}, 1)
+    history.describe({(UTS, 5000): (Member(43, "sleep", ()),), (NET, 5000): (Member(44, "dog", ()),)})
+    assert history.oldest() == {new(UTS): (43, "maker"), new(NET): (44, "")}
+    about = About(comm="sleep", creator_comm="maker")
+    history.tell({new(UTS): about}, [new(NET)])
+    assert history.observe({new(UTS): RUNNING, new(NET): RUNNING}, 2).about == {new(UTS): about}
+    assert history.living(heard_since_ns=9 * SECOND) == {(NET, 5000)}, "its member went elsewhere: look again"
+    assert history.observe({}, 3).about == {}
 
 
 def full(path: str | None = None, counts: Counts | None = None) -> History:
