@@ -30,7 +30,7 @@ from tests.vm import kernels, machine, table
 from tests.vm.kernels import Kernel
 
 # Emulated, minutes each; or with bounds in ms, which hold only where the machine's clock counts instructions.
-SLOW = "storm or race or never_fall or rows_come_back or spawns or counters_count"
+SLOW = "storm or that_race or never_fall or rows_come_back or spawns or counters_count"
 TIMED = "splits or five_namespaces"
 # What differs by layout.
 CGROUPS = "moves or move_ or one_thread or zombies or memory or burn"
