@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import re
 from collections.abc import Sequence
 
 import click
 
-from nsagent.errors import NsagentError
+from nsagent.errors import NsagentError, UsageError
 from nsagent.kernel import pins
 
 _PIN_DIR = click.option(
@@ -62,6 +64,48 @@ def status(output: str, pin_dir: str) -> int:
     click.echo()
     maps = [(m.name, m.type, m.entries, m.max_entries or None, m.memory_bytes) for m in found.maps]
     _table(("MAP", "TYPE", "ENTRIES", "MAX", "BYTES"), maps)
+    return 0
+
+
+@bpf.command(
+    epilog="""\
+Examples:
+  nsagent bpf build -o /srv/objects                                            for this kernel
+  nsagent bpf build -o /srv/objects --btf vmlinux --notes notes --subsystem cpuacct
+                                     for another node's, of the same architecture: its /sys/kernel/btf/vmlinux and notes
+  nsagent agent --object-dir /srv/objects                                      uses them, and needs no compiler
+
+An object fits one build of a kernel, these sources and one hierarchy. It runs in the kernel: keep the directory root's."""
+)
+@click.option("-o", "--output", "directory", required=True, metavar="DIR", help="Directory to put the object in.")
+@click.option("--btf", default="/sys/kernel/btf/vmlinux", metavar="FILE", help="The kernel's types.")
+@click.option("--notes", metavar="FILE", help="That kernel's /sys/kernel/notes, for its build id.")
+@click.option("--build-id", metavar="HEX", help="That kernel's build id, where there is no copy of its notes.")
+@click.option("--subsystem", type=click.Choice(["cpuacct", "cpu", "memory", "none"]), show_default="as on this node",
+              help="v1 controller by whose hierarchy usage is charged; none on a pure v2 node.")  # fmt: skip
+def build(directory: str, btf: str, notes: str | None, build_id: str | None, subsystem: str | None) -> int:
+    """Compile the programs for this node or another one."""
+    from nsagent.cgroups.layout import read_layout
+    from nsagent.kernel import attach, objects
+    from nsagent.kernel import build as builder
+
+    if btf != builder.BTF and not (notes or build_id):
+        raise UsageError("--btf needs the build id of its kernel", hint="copy that node's /sys/kernel/notes: --notes FILE")
+    if build_id and not re.fullmatch(r"([0-9a-f]{2}){1,20}", build_id):
+        raise UsageError(f"--build-id {build_id!r} is not hex of at most 20 bytes")
+    for path in filter(None, (btf, notes)):
+        if not os.path.isfile(path):
+            raise UsageError(f"there is no file {path}")
+    if subsystem is None:
+        subsystem = read_layout().accounting[0] or "none"
+    wanted = None if subsystem == "none" else subsystem
+    number = build_id or objects.kernel_build_id(*((notes, btf) if notes else ()))
+    document = builder.make_object(number, wanted, rows=attach.ROWS, ring_bytes=attach.RING_BYTES, btf=btf, log_dir=directory)
+    path = builder.cached_path(directory, number, str(document["source"]))
+    builder.store(path, document, must=True)
+    click.echo(path)
+    for name, reason in sorted(document["missing"].items()):
+        click.echo(f"without {name}: {reason}", err=True)
     return 0
 
 

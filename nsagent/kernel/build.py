@@ -17,7 +17,7 @@ import sys
 import tempfile
 from typing import Any
 
-from nsagent.errors import LoadError, UnsupportedError
+from nsagent.errors import AccessError, LoadError, UnsupportedError
 from nsagent.kernel import abi
 
 log = logging.getLogger(__name__)
@@ -93,11 +93,14 @@ def compile_object(
     for python in interpreters():
         log.info("compiling python=%s", python)
         try:
-            done = subprocess.run(
-                [python, "-I", os.path.join(_HERE, "compile.py")],
-                input=request, capture_output=True, text=True, timeout=deadline, check=False,
-                env={"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"},
-            )  # fmt: skip
+            # Its temporary files are below ours: a child that is killed removes none.
+            with tempfile.TemporaryDirectory(prefix="nsagent-", ignore_cleanup_errors=True) as scratch:
+                os.chmod(scratch, 0o1777)
+                done = subprocess.run(
+                    [python, "-I", os.path.join(_HERE, "compile.py")],
+                    input=request, capture_output=True, text=True, timeout=deadline, check=False,
+                    env={"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8", "TMPDIR": scratch},
+                )  # fmt: skip
         except subprocess.TimeoutExpired as error:
             text = (error.stderr or b"").decode("utf-8", "replace")
             raise _compile_error(text, log_dir, f"it took longer than {deadline:g} s and was stopped") from None
@@ -159,8 +162,12 @@ def cached_path(cache_dir: str, build_id: str, key: str) -> str:
     return os.path.join(cache_dir, f"{build_id[:40] or 'unknown'}-{key[:16]}.json")
 
 
-def store(path: str, document: dict[str, Any]) -> bytes:
-    """Write an object atomically, readable by its owner alone, and return its text. A failure to write is a warning."""
+def store(path: str, document: dict[str, Any], *, must: bool = False) -> bytes:
+    """Write an object atomically, readable by its owner alone, and return its text. A failure to write is a warning.
+
+    Raises:
+        AccessError: it cannot be written, and `must`.
+    """
     directory, text = os.path.dirname(path), json.dumps(document).encode()
     try:
         os.makedirs(directory, mode=0o700, exist_ok=True)
@@ -170,5 +177,7 @@ def store(path: str, document: dict[str, Any]) -> bytes:
             os.fsync(out.fileno())
         os.replace(out.name, path)
     except OSError as error:
+        if must:
+            raise AccessError(f"cannot write {path}: {error.strerror}", hint="name a directory of your own") from error
         log.warning("object not cached path=%s error=%s", path, error.strerror)
     return text
