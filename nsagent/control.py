@@ -12,7 +12,7 @@
                                          <-    {"ok": true, "since": T, "lost": N, "evicted": N}\\n, then a line a record, as
                                                records.Record.to_json makes them
                                                both end with {"end": N}: so many lines came between
-    {"request": "trace", "output": "text", "kind": "pid", "pid": 1, "failed": true, "all": true, "count": 9}\\n
+    {"request": "trace", "output": "text", "kind": "pid", "pid": 1, "failed": true, "all": true, "cgroup": "/a", "count": 9}\\n
                                          ->
                                          <-    {"ok": true}\\n, then a line an event: {"line": "..."}, or {"lost": N}: so many
                                                more were dropped because this client read too slowly; then the end of the stream
@@ -39,6 +39,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, Final
 
+from nsagent.cgroups.layout import read_layout
+from nsagent.cgroups.subtree import Subtree
 from nsagent.errors import AccessError, NsagentError, UnsupportedError, UsageError
 from nsagent.events import Event, EventFilter
 from nsagent.jobs import check_state_dir
@@ -51,7 +53,7 @@ _REQUEST_BYTES: Final = 4096
 _REQUEST_SECONDS: Final = 5.0
 _QUEUE: Final = 8192  # events a client may be behind: some 6 MB
 Answer = Callable[[dict[str, Any]], tuple[dict[str, Any], Iterable[Mapping[str, Any]]]]
-_FIELDS: Final = {"output": str, "kind": str, "pid": int, "failed": bool, "all": bool, "count": int}
+_FIELDS: Final = {"output": str, "kind": str, "pid": int, "failed": bool, "all": bool, "count": int, "cgroup": str}
 
 
 def socket_path(state_dir: str) -> str:
@@ -322,7 +324,8 @@ def parse_trace(request: dict[str, Any]) -> tuple[EventFilter, bool, int | None]
         raise UsageError(f"no namespace kind {request['kind']!r}", hint=f"one of {', '.join(NamespaceKind)}") from None
     if request.get("output", "text") not in ("text", "json") or request.get("count", 1) < 1:
         raise UsageError("trace: output is text or json, count 1 or more")
-    wanted = EventFilter(kind, request.get("pid"), request.get("failed", False), request.get("all", False))
+    below = Subtree(read_layout(), request["cgroup"]) if "cgroup" in request else None
+    wanted = EventFilter(kind, request.get("pid"), request.get("failed", False), request.get("all", False), below)
     return wanted, request.get("output", "text") == "json", request.get("count")
 
 

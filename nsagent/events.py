@@ -223,7 +223,7 @@ class EventFilter:
     pid: int | None = None
     failed: bool = False
     all: bool = False
-    lies_below: Callable[[int], bool] | None = None
+    lies_below: Callable[[int], bool] | None = None  # a cgroups.subtree.Subtree
 
     def __call__(self, event: Event) -> bool:
         return (

@@ -25,16 +25,19 @@ _PRIVATE = f"{mounts.BPFFS}/nsagent-trace-"
 Examples:
   nsagent trace                        calls that change namespaces, and those that fail to
   nsagent trace --kind net --failed    who tries in vain to make or enter a network namespace
+  nsagent trace --cgroup /docker       what containers do
   nsagent trace -o json --count 1      wait for one, for a script
 
-The agent hands the whole stream to any number of these. With no agent running, nsagent trace loads the programs for
-itself and removes them at its end."""
+The agent hands the whole stream to any number of these, each with its own filters; below a --pid it sees four generations.
+With no agent running, nsagent trace loads the programs for itself, filters in the kernel (16 generations), and removes
+them at its end. What is found (docs/findings.md) needs an agent."""
 )
 @click.option(
     "-o", "--output", type=click.Choice(["text", "json"]), default="text", help="Form of the output; json: one object a line."
 )
 @click.option("--kind", type=click.Choice([kind.value for kind in KINDS]), help="Only calls that change, or ask for, this kind.")
-@click.option("--pid", type=click.IntRange(1), metavar="PID", help="Only calls of this process or thread.")
+@click.option("--pid", type=click.IntRange(1), metavar="PID", help="Only calls of this process and of those below it.")
+@click.option("--cgroup", metavar="PATH", help="Only calls from this cgroup and from those below it, such as /system.slice.")
 @click.option("--failed", is_flag=True, help="Only calls that failed.")
 @click.option("--all", "everything", is_flag=True, help="Also calls that change no namespace, such as a plain fork.")
 @click.option("--count", type=click.IntRange(1), metavar="N", help="End after N events.")
@@ -67,6 +70,7 @@ def _show(message: dict[str, Any]) -> None:
 def _private_events(request: dict[str, Any], cache_dir: str) -> Generator[str, None, None]:
     """Yield lines of events from a set of programs of our own, which ends with the generator."""
     from nsagent.cgroups.layout import read_layout
+    from nsagent.cgroups.subtree import Subtree
     from nsagent.events import KernelEvents
     from nsagent.kernel.attach import attach
 
@@ -83,10 +87,17 @@ def _private_events(request: dict[str, Any], cache_dir: str) -> Generator[str, N
         events = KernelEvents(attached)
         try:
             events.trace_all(wanted.all)
+            attached.filter_events(
+                kinds=wanted.kind.flag if wanted.kind else 0,
+                failed=int(wanted.failed),
+                pid=wanted.pid or 0,
+                cgroup=wanted.lies_below.id if isinstance(wanted.lies_below, Subtree) else 0,
+            )
+            events.skip()  # what came before the filters
             poll = select.poll()
             poll.register(events.fileno(), select.POLLIN)
             while left is None or left > 0:
-                found = [event for event in events.read() if wanted(event)][:left]
+                found = events.read()[:left]
                 left = None if left is None else left - len(found)
                 for event in found:
                     yield event.to_json() if as_json else event.to_text()
