@@ -123,7 +123,6 @@ def run(plan: Plan, out: Path) -> Result:
     except machine.MachineError as exc:
         error = str(exc)
     report = json.loads(path.read_text()) if path.exists() else {}
-    report["walks_threads"] = b"\0bpf_iter_task_new\0" in kernel.btf.read_bytes()
     return Result(plan, kernel, seconds, report, error)
 
 
