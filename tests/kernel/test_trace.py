@@ -6,14 +6,17 @@ import ctypes
 import itertools
 import json
 import os
+import select
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from nsagent import libc
 from nsagent.events import EventFilter, KernelEvents, SyscallCounts, SyscallEvent
+from nsagent.kernel import bpf, mounts
 from nsagent.kernel.attach import Attached
 from nsagent.namespaces import NamespaceKind
 from tests import support
@@ -194,7 +197,7 @@ def test_filters_and_forms(stream: Stream, cgroup: AccountedCgroup, load: str) -
         assert len([e for e in events if EventFilter(failed=True)(e)]) == (2 if mode == "bad-setns" else 0)
         assert len([e for e in events if EventFilter(kind=NamespaceKind.UTS)(e)]) == 2
         assert not [e for e in events if EventFilter(kind=NamespaceKind.NET)(e)]
-        assert not [e for e in events if EventFilter(pid=1)(e)]
+        assert not [e for e in events if EventFilter(pid=4194303)(e)]
         document = json.loads(events[0].to_json())
         assert document["pid"] == process.pid
         assert document["flags"] == ["CLONE_NEWUTS"]
@@ -287,3 +290,108 @@ def test_a_cgroups_subtree_alone(
         assert len(stream.of(process.pid)) == seen
         go_on(process)
         process.wait(10)
+
+
+class KernelCounts:
+    """The kernel's own count of a tracepoint, on all CPUs: a counting perf event each. Independent of any BPF."""
+
+    def __init__(self, events: list[str]) -> None:
+        tracefs = mounts.find_tracefs()
+        assert tracefs is not None
+        self._fds = {
+            event: [
+                bpf.perf_event_tracepoint(int(Path(f"{tracefs}/events/syscalls/{event}/id").read_text()), cpu)
+                for cpu in sorted(os.sched_getaffinity(0))
+            ]
+            for event in events
+        }
+
+    def read(self) -> dict[str, int]:
+        return {event: sum(int.from_bytes(os.read(fd, 8), sys.byteorder) for fd in fds) for event, fds in self._fds.items()}
+
+    def close(self) -> None:
+        for fds in self._fds.values():
+            for fd in fds:
+                os.close(fd)
+
+
+def test_counters_agree_with_the_kernels_own_counts(stream: Stream, cgroup: AccountedCgroup, load: str) -> None:
+    """Each exit the kernel counts is a call on our counters, but for the children's: clone returns twice, to us once."""
+    kernel = KernelCounts(["sys_exit_unshare", "sys_exit_setns"])
+
+    def ours() -> dict[str, int]:
+        counts = stream.kernel.counts().syscalls
+        return {
+            f"sys_exit_{name}": sum(count for (syscall, _), count in counts.items() if syscall == name)
+            for name in ("unshare", "setns")
+        }
+
+    def attempt() -> bool:
+        outer, first, inner = kernel.read(), ours(), kernel.read()
+        for mode in ("unshares", "bad-setns"):
+            process = cgroup.run([load, mode, "700"])
+            expect_ready(process)
+            go_on(process)
+            expect_ready(process)
+            go_on(process)
+            assert process.wait(20) == 0
+        inner_end, last, outer_end = kernel.read(), ours(), kernel.read()
+        for event, before in first.items():
+            grown = last[event] - before
+            assert inner_end[event] - inner[event] <= grown <= outer_end[event] - outer[event], event
+            assert grown >= 700
+        return (outer, inner_end) == (inner, outer_end)  # nobody else called meanwhile: the bounds are one number
+
+    try:
+        support.wait_for(attempt, 60, "a moment in which nobody else calls unshare or setns")
+    finally:
+        kernel.close()
+
+
+def test_a_histogram_trigger_of_tracefs_gives_the_same(stream: Stream, cgroup: AccountedCgroup, load: str) -> None:
+    tracefs = mounts.find_tracefs()
+    instance = Path(f"{tracefs}/instances/{support.unique_name('hist')}")
+    instance.mkdir()
+    event = instance / "events/syscalls/sys_exit_unshare"
+    try:
+        try:
+            (event / "trigger").write_text("hist:keys=common_pid,ret")
+        except OSError:
+            pytest.skip("this kernel has no CONFIG_HIST_TRIGGERS (the test above counts by perf events; the VM has them)")
+        process = cgroup.run([load, "unshares", "500"])
+        expect_ready(process)
+        go_on(process)
+        expect_ready(process)
+        lines = [line for line in (event / "hist").read_text().splitlines() if f"common_pid: {process.pid:>10}" in line]
+        hits = sum(int(line.rpartition("hitcount:")[2].split()[0]) for line in lines)
+        assert hits == len(stream.of(process.pid)) == 500
+        go_on(process)
+        process.wait(10)
+        (event / "trigger").write_text("!hist:keys=common_pid,ret")
+    finally:
+        instance.rmdir()
+
+
+@pytest.mark.slow
+def test_twenty_thousand_a_second_for_ten_seconds(stream: Stream, attached: Attached, cgroup: AccountedCgroup, load: str) -> None:
+    """200,000 calls as fast as they come, the stream read all the while: the counter grows by each, events + lost likewise."""
+    calls = 200_000
+    process = cgroup.run([load, "unshares", str(calls)])
+    expect_ready(process)
+    stream.kernel.read()
+    before, events, lost = stream.kernel.counts(), attached.statistic("events"), attached.statistic("events_lost")
+    go_on(process)
+    received = 0
+    waiting = select.poll()
+    assert process.stdout is not None
+    waiting.register(process.stdout, select.POLLIN)
+    while not waiting.poll(1):
+        received += sum(1 for event in stream.kernel.read() if event.pid == process.pid)
+    received += sum(1 for event in stream.kernel.read() if event.pid == process.pid)
+    grown = stream.since(before)["unshare", "ok"]
+    events, lost = attached.statistic("events") - events, attached.statistic("events_lost") - lost
+    assert calls <= grown <= calls + 2000  # the others of this node
+    assert received <= calls <= received + lost, (received, lost)
+    assert calls <= events + lost <= calls + 4000
+    go_on(process)
+    process.wait(10)
