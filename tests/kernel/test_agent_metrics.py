@@ -275,7 +275,7 @@ def test_small_and_without_a_compiler(agent: Agent) -> None:
     samples = max(len(agent.scrape()) for _ in range(3))
     maps = Path(f"/proc/{agent.process.pid}/maps").read_text()
     assert "libLLVM" not in maps
-    assert "bcc" not in maps
+    assert "libbcc" not in maps
     rollup = Path(f"/proc/{agent.process.pid}/smaps_rollup").read_text().splitlines()
     pss = next(int(line.split()[1]) for line in rollup if line.startswith("Pss:"))
     assert pss < (45 << 10) + max(0, samples - 10_000), "1 KiB a sample where somebody made thousands of cgroups"

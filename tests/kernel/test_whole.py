@@ -249,7 +249,7 @@ def test_a_warm_start_needs_no_compiler_and_the_agent_holds_no_llvm(
     agent.scrape()
     maps = Path(f"/proc/{agent.process.pid}/maps").read_text()
     assert "LLVM" not in maps
-    assert "bcc" not in maps
+    assert "libbcc" not in maps
     rollup = Path(f"/proc/{agent.process.pid}/smaps_rollup").read_text()
     pss_kb = int(next(line.split()[1] for line in rollup.splitlines() if line.startswith("Pss:")))
     assert 5_000 < pss_kb < 45_000
