@@ -56,7 +56,7 @@ def results(trace: subprocess.Popen[str], run: Callable[[], int], marker: tuple[
     """Run the script until its last call is seen; return what is seen of one run."""
     assert trace.stdout is not None
     descriptor, rest = trace.stdout.fileno(), b""
-    for _ in range(30):
+    for _ in range(10):
         pid = run()
         seen: list[tuple[str, str, str]] = []
         while select.select([descriptor], [], [], 1.0)[0] and (chunk := os.read(descriptor, 1 << 16)):
@@ -67,7 +67,7 @@ def results(trace: subprocess.Popen[str], run: Callable[[], int], marker: tuple[
                 seen.append((line["syscall"], line["result"], "".join(change["kind"] for change in line["changes"])))
             if marker in seen:
                 return seen
-    pytest.fail(f"{marker} was never seen")
+    pytest.fail(f"{marker} was never seen; of the last run {seen}; the trace says {trace.poll()}")
 
 
 def script(cgroup: str = "", depth: int = 2) -> int:
