@@ -34,17 +34,21 @@ int on_birth(u64 *ctx)
 	if (!(flags & CLONE_THREAD))
 		__sync_fetch_and_add(&row->processes_created, 1);
 
-	/* The parent is in a traced call: tell its end which child this was, and in which context where that differs. A parent
-	 * without a row was alive at load and has not been met by the pass that follows it. */
-	struct nsagent_task *parent = task_storage(TASKS, current_task(), 0, 0);
+	/* The parent is in a traced call: tell its end which child this was, and in which namespaces where they differ. Rows
+	 * tell that nothing differs; not that something does: two contexts without a row share row 0. */
+	struct task_struct *maker = current_task();
+	struct nsagent_task *parent = task_storage(TASKS, maker, 0, 0);
 	if (!parent || !parent->call)
 		return 0;
-	u64 child = (u32)task->pid;
+	u64 child = (u32)task->pid, changed = 0;
 	parent->flags = flags;
-	struct nsagent_row *from = row_at(parent->row);
-	u64 changed = from && parent->row && parent->row != index ? differences(from->context.ns, row->context.ns) : 0;
-	if (changed)
-		map_update(CHILDREN, &child, &row->context, 0);
+	if (!index || parent->row != index) {
+		struct nsagent_context from = {}, made = {};
+		if (read_namespaces(maker, &from) && read_namespaces(task, &made))
+			changed = differences(from.ns, made.ns);
+		if (changed)
+			map_update(CONTEXTS, &child, &made, 0);
+	}
 	parent->child = changed << 32 | child;
 	return 0;
 }

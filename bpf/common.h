@@ -43,7 +43,7 @@ enum nsagent_map {
 	NSAGENT_MAP_EVENTS,
 	NSAGENT_MAP_SYSCALLS,
 	NSAGENT_MAP_NAMESPACE_SYSCALLS,
-	NSAGENT_MAP_CHILDREN,
+	NSAGENT_MAP_CONTEXTS,
 	NSAGENT_MAP_CPU_OFFSETS,
 	NSAGENT_MAP_HERE,
 	NSAGENT_MAP_RATES,
@@ -59,7 +59,7 @@ enum nsagent_map {
 #define EVENTS MAP(NSAGENT_MAP_EVENTS)
 #define SYSCALLS MAP(NSAGENT_MAP_SYSCALLS)
 #define NAMESPACE_SYSCALLS MAP(NSAGENT_MAP_NAMESPACE_SYSCALLS)
-#define CHILDREN MAP(NSAGENT_MAP_CHILDREN)
+#define CONTEXTS MAP(NSAGENT_MAP_CONTEXTS)
 #define CPU_OFFSETS MAP(NSAGENT_MAP_CPU_OFFSETS)
 #define HERE MAP(NSAGENT_MAP_HERE)
 #define RATES MAP(NSAGENT_MAP_RATES)
@@ -264,6 +264,12 @@ INLINE int read_pid_namespace(struct task_struct *task, struct nsagent_context *
 		return 0;
 	to->ns[NSAGENT_PID] = identify_at(NSAGENT_PID, ns + OFFSET(struct pid_namespace, ns));
 	return 1;
+}
+
+/* The whole context, for an event: not by way of a row, because contexts that found none share row 0. */
+INLINE int read_namespaces(struct task_struct *task, struct nsagent_context *to)
+{
+	return read_context(task, to, AT_CALL) && read_pid_namespace(task, to);
 }
 
 /* Whether two contexts are the same; the pid namespace of one task always is. */

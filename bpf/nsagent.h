@@ -90,9 +90,6 @@ struct nsagent_task {
 	unsigned long long argument;
 	unsigned long long target;
 	unsigned long long entered_ns;
-	unsigned long long before; /* row at entry */
-	unsigned long long pid_for_children;
-	unsigned long long time_for_children;
 	unsigned long long
 		child; /* host pid of the child just made; << 32: CLONE_NEW* flags of what differs from its parent */
 };

@@ -23,29 +23,19 @@ struct leave {
 	513 /* include/linux/errno.h: the kernel restarts the call, the caller never sees this end of it */
 #define NSFS_MAGIC 0x6e736673
 
-INLINE void for_children(struct task_struct *task, u64 *pid, u64 *time)
+/* The context as unshare and setns change it: the pid and time namespaces are those for children. 0 where there is none. */
+INLINE int read_for_children(struct task_struct *task, struct nsagent_context *to)
 {
 	struct nsproxy *proxy = task->nsproxy;
-	*pid = *time = 0;
-	if (!proxy)
-		return;
-	*pid = IDENTIFY(NSAGENT_PID, proxy->pid_ns_for_children->ns);
-	*time = IDENTIFY(NSAGENT_TIME, proxy->time_ns_for_children->ns);
+	if (!proxy || !read_context(task, to, AT_CALL))
+		return 0;
+	to->ns[NSAGENT_PID] = IDENTIFY(NSAGENT_PID, proxy->pid_ns_for_children->ns);
+	to->ns[NSAGENT_TIME] = IDENTIFY(NSAGENT_TIME, proxy->time_ns_for_children->ns);
+	return 1;
 }
 
-#ifndef HAVE_ns_common_ns_id
-INLINE u32 kind_of(u32 type)
-{
-	return type == CLONE_NEWCGROUP ? NSAGENT_CGROUP
-	       : type == CLONE_NEWIPC  ? NSAGENT_IPC
-	       : type == CLONE_NEWNS   ? NSAGENT_MNT
-	       : type == CLONE_NEWNET  ? NSAGENT_NET
-	       : type == CLONE_NEWPID  ? NSAGENT_PID
-	       : type == CLONE_NEWTIME ? NSAGENT_TIME
-	       : type == CLONE_NEWUSER ? NSAGENT_USER
-				       : NSAGENT_UTS;
-}
-#endif
+/* Where the map `contexts` keeps what a task was in before its unshare or setns; a child's is under its pid. */
+#define BEFORE(task) (1ULL << 32 | (u32)(task)->pid)
 
 /* The namespace behind a descriptor of the task: an nsfs inode keeps its ns_common in i_private. 0 where it is none. */
 INLINE u64 namespace_behind(struct task_struct *task, u32 descriptor, u32 *type)
@@ -155,13 +145,10 @@ INLINE void copy_arguments(struct task_struct *task, struct nsagent_event *event
 }
 
 /* The end of a call. `made` is the child's context where it differs from the parent's. */
-INLINE void tell(struct task_struct *task, struct nsagent_task *mine, s64 result, u64 changed, u64 *before, u64 *after,
-		 u64 *for_children_now)
+/* The end of a call: from these namespaces to those. */
+INLINE void tell(struct task_struct *task, struct nsagent_task *mine, s64 result, u64 *before, u64 *after)
 {
-	struct nsagent_row *row = row_at(mine->row);
-	if (!row)
-		return;
-	struct nsagent_event *event = new_event(task, row->context.cgroup);
+	struct nsagent_event *event = new_event(task, cgroup_id(cgroup_of(task)));
 	if (!event)
 		return;
 	event->latency_ns = event->time_ns - mine->entered_ns;
@@ -173,12 +160,6 @@ INLINE void tell(struct task_struct *task, struct nsagent_task *mine, s64 result
 	event->child = mine->child;
 	copy_namespaces(event->before, before);
 	copy_namespaces(event->after, after);
-	if (for_children_now) {
-		event->before[NSAGENT_PID] = mine->pid_for_children;
-		event->before[NSAGENT_TIME] = mine->time_for_children;
-		event->after[NSAGENT_PID] = for_children_now[0];
-		event->after[NSAGENT_TIME] = for_children_now[1];
-	}
 	copy_arguments(task, event);
 	send(event);
 }
@@ -203,14 +184,15 @@ INLINE int leave_a_fork(s64 result)
 	if (!mine)
 		return 0;
 	u64 child = (u32)mine->child, changed = mine->child >> 32;
-	struct nsagent_context *made = changed ? map_lookup(CHILDREN, &child) : NULL;
-	struct nsagent_row *row = row_at(mine->row);
 
 	count_call(mine->call - 1, mine->flags, result_of(result));
-	if (row && wanted(task, (mine->flags | changed) & CLONE_NEW, changed, result))
-		tell(task, mine, result, changed, row->context.ns, made ? made->ns : row->context.ns, NULL);
+	if (wanted(task, (mine->flags | changed) & CLONE_NEW, changed, result)) {
+		struct nsagent_context own = {}, *made = changed ? map_lookup(CONTEXTS, &child) : NULL;
+		read_namespaces(task, &own);
+		tell(task, mine, result, own.ns, made ? made->ns : own.ns);
+	}
 	if (changed)
-		map_delete(CHILDREN, &child);
+		map_delete(CONTEXTS, &child);
 	mine->call = 0;
 	return 0;
 }
@@ -222,24 +204,22 @@ INLINE int leave_a_change(s64 result)
 	struct nsagent_task *mine = open_call(task, result);
 	if (!mine)
 		return 0;
-	u64 children[2] = {}, changed = 0;
+	struct nsagent_context now = {};
+	u64 key = BEFORE(task), changed = 0;
 
 	if (!result && mine->call == NSAGENT_UNSHARE + 1)
 		note_births(task, mine->flags);
 	settle(task, mine, AT_CALL);
-	for_children(task, &children[0], &children[1]);
-	children[0] = forget(children[0]);
-	children[1] = forget(children[1]);
-	struct nsagent_row *before = row_at(mine->before), *now = row_at(mine->row);
-	if (before && now) {
-		changed = differences(before->context.ns, now->context.ns) & ~(u64)(CLONE_NEWPID | CLONE_NEWTIME);
-		changed |= CLONE_NEWPID & differ(children[0], mine->pid_for_children);
-		changed |= CLONE_NEWTIME & differ(children[1], mine->time_for_children);
-	}
+	struct nsagent_context *before = map_lookup(CONTEXTS, &key);
+	if (read_for_children(task, &now) && before)
+		changed = differences(before->ns, now.ns);
+	if (!before && !result)
+		count(NSAGENT_STAT_EVENTS_LOST); /* evicted: what changed is not known */
 	changed = forget(changed);
 	count_call(mine->call - 1, mine->flags, result_of(result));
-	if (before && now && wanted(task, (mine->flags | changed) & CLONE_NEW, changed, result))
-		tell(task, mine, result, changed, before->context.ns, now->context.ns, children);
+	if (wanted(task, (mine->flags | changed) & CLONE_NEW, changed, result))
+		tell(task, mine, result, before ? before->ns : now.ns, now.ns);
+	map_delete(CONTEXTS, &key);
 	mine->call = 0;
 	return 0;
 }
@@ -252,18 +232,17 @@ INLINE u64 clone3_flags(u64 arguments)
 	return flags;
 }
 
-/*
- * No settle here: the remembered row is the one before the call, and what the task has used since goes to it at the end.
- * Only the namespaces for children are not in it.
- */
+/* No settle here: the remembered row is the one before the call, and what the task has used since goes to it at the end. */
 INLINE struct nsagent_task *enter_a_change(struct task_struct *task, u32 syscall, u64 flags, u64 argument)
 {
 	struct nsagent_task *mine = storage_of(task);
 	if (!mine)
 		return NULL;
+	struct nsagent_context now = {};
+	u64 key = BEFORE(task);
 	open_a_call(mine, syscall, flags, argument);
-	mine->before = mine->row;
-	for_children(task, &mine->pid_for_children, &mine->time_for_children);
+	if (read_for_children(task, &now))
+		map_update(CONTEXTS, &key, &now, 0);
 	return mine;
 }
 
@@ -280,47 +259,55 @@ INLINE int enter_a_setns(u32 descriptor, u32 nstype)
 	return 0;
 }
 
-/* By the tracepoints syscalls:sys_enter_* and sys_exit_*: they are everywhere, and slow every system call of the node. */
+/*
+ * By the tracepoints syscalls:sys_enter_* and sys_exit_*: they are everywhere, and slow every system call of the node.
+ * They return 1: after a 0, perf_trace_run_bpf_submit() of kernel/events/core.c hides the call from all who count or record
+ * the same tracepoint by perf.
+ */
+#define PASS_ON(call)                                                                                                  \
+	({                                                                                                             \
+		call;                                                                                                  \
+		return 1;                                                                                              \
+	})
 
 int enter_clone(struct entry *ctx)
 {
-	return enter_a_fork(NSAGENT_CLONE, ctx->argument[0]);
+	PASS_ON(enter_a_fork(NSAGENT_CLONE, ctx->argument[0]));
 }
 
 int enter_clone3(struct entry *ctx)
 {
-	return enter_a_fork(NSAGENT_CLONE3, clone3_flags(ctx->argument[0]));
+	PASS_ON(enter_a_fork(NSAGENT_CLONE3, clone3_flags(ctx->argument[0])));
 }
 
 int enter_fork(struct entry *ctx)
 {
-	return enter_a_fork(NSAGENT_FORK, 0);
+	PASS_ON(enter_a_fork(NSAGENT_FORK, 0));
 }
 
 int enter_vfork(struct entry *ctx)
 {
-	return enter_a_fork(NSAGENT_VFORK, 0);
+	PASS_ON(enter_a_fork(NSAGENT_VFORK, 0));
 }
 
 int enter_unshare(struct entry *ctx)
 {
-	enter_a_change(current_task(), NSAGENT_UNSHARE, ctx->argument[0], 0);
-	return 0;
+	PASS_ON(enter_a_change(current_task(), NSAGENT_UNSHARE, ctx->argument[0], 0));
 }
 
 int enter_setns(struct entry *ctx)
 {
-	return enter_a_setns(ctx->argument[0], ctx->argument[1]);
+	PASS_ON(enter_a_setns(ctx->argument[0], ctx->argument[1]));
 }
 
 int leave_fork(struct leave *ctx)
 {
-	return leave_a_fork(ctx->result);
+	PASS_ON(leave_a_fork(ctx->result));
 }
 
 int leave_change(struct leave *ctx)
 {
-	return leave_a_change(ctx->result);
+	PASS_ON(leave_a_change(ctx->result));
 }
 
 /*

@@ -61,8 +61,8 @@ ROW_FIELDS: Final = (*COUNTERS, *EVENTS, "epoch", *GAUGES)
 KEY_WORDS: Final = 9  # cgroup id, then one (id << 32 | inum) a kind in alphabetical order
 ROW: Final = struct.Struct(f"={KEY_WORDS + len(ROW_FIELDS)}Q")
 
-# struct nsagent_task: state, row, told, last[], then the nine words of the call it is in.
-TASK_WORDS: Final = 3 + len(COUNTERS) + 9
+# struct nsagent_task: state, row, told, last[], then the six words of the call it is in.
+TASK_WORDS: Final = 3 + len(COUNTERS) + 6
 
 # enum nsagent_config
 CONFIG: Final = ("t0", "epoch", "next_row", "rows", "all", "trace", "cpus", "page", "kinds", "failed", "pid", "cgroup", "rate")
@@ -105,7 +105,7 @@ def map_specs(rows: int, ring_bytes: int) -> dict[str, dict[str, Any]]:
         "events": spec("ringbuf", 0, 0, ring_bytes),
         "syscalls": spec("array", 4, 8, len(SYSCALLS) * RESULTS, "mmapable"),
         "namespace_syscalls": spec("array", 4, 8, len(SYSCALLS) * 8 * RESULTS, "mmapable"),
-        "children": spec("lru_hash", 8, 8 * KEY_WORDS, 1024),
+        "contexts": spec("lru_hash", 8, 8 * KEY_WORDS, 1024),
         "cpu_offsets": spec("array", 4, 8, MAX_CPUS),
         "here": spec("percpu_array", 4, 8, 1),
         "rates": spec("lru_hash", 8, 16, 1024),

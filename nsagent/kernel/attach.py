@@ -230,6 +230,11 @@ class Attached:
         """Yield each row that was ever used, by index from 0; a row given back has cgroup and namespaces all 0."""
         return abi.ROW.iter_unpack(self._maps["rows"].read_array(0, self._config("next_row") + 1))
 
+    @property
+    def capacity(self) -> int:
+        """How many contexts there are rows for."""
+        return self._maps["rows"].max_entries
+
     def drop_key(self, row: int, key: Sequence[int]) -> None:
         """Let nobody find this row any more: the next task in its context gets a new one."""
         packed = struct.pack(f"={abi.KEY_WORDS}Q", *key)

@@ -387,7 +387,7 @@ def memlock_bytes(fd: int) -> int | None:
 
 
 def perf_event_tracepoint(event_id: int, cpu: int) -> int:
-    """Open a tracepoint's perf event. A BPF program attached to it runs on every CPU: `cpu` need only be online."""
+    """Open a tracepoint's perf event, counting. A BPF program attached to it runs on every CPU: `cpu` need only be online."""
     attr = ctypes.create_string_buffer(64)  # PERF_ATTR_SIZE_VER0
-    struct.pack_into("=IIQQ", attr, 0, 2, len(attr), event_id, 1)  # PERF_TYPE_TRACEPOINT; period 1
+    struct.pack_into("=IIQQ", attr, 0, 2, len(attr), event_id, 0)  # PERF_TYPE_TRACEPOINT; no period: no samples
     return libc.raw_syscall("perf_event_open", attr, -1, cpu, -1, 8)  # PERF_FLAG_FD_CLOEXEC

@@ -378,3 +378,37 @@ def test_rows_come_back(attached: Attached, cgroup: AccountedCgroup, load: str) 
         levels.append(highest())
     assert levels[-1] - levels[0] < 300
     assert attached.statistic("rows_full") == 0
+
+
+def test_a_table_nearly_full_is_cleared_sooner(cgroup: AccountedCgroup, cache_dir: str, load: str) -> None:
+    """Three quarters of the rows taken by what has ended: they come back after 10 s, not after `retain_s`."""
+    from nsagent.kernel.attach import attach
+
+    pins = f"/sys/fs/bpf/{support.unique_name('small')}"
+    small = attach(pins, cache_dir, subsystem=accounting()[0], rows=128)
+    clock = [1000.0]
+    try:
+        reader = KernelUsage(small, retain_s=3600, clock=lambda: clock[0])
+
+        def unshare(count: int) -> int:
+            process = cgroup.run([load, "unshares", str(count)])
+            for _ in range(2):
+                expect_ready(process)
+                go_on(process)
+            assert process.wait(20) == 0
+            return reader.read().contexts
+
+        def later() -> int:
+            for _ in range(6):
+                clock[0] += 20
+                reader.read()
+            return reader.read().contexts
+
+        few = unshare(40)
+        assert few >= 40
+        assert later() >= few  # the control: far from full they stay
+        many = unshare(70)
+        assert many >= 100
+        assert later() < many - 60
+    finally:
+        small.unload()

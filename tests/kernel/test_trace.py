@@ -328,6 +328,9 @@ def test_counters_agree_with_the_kernels_own_counts(stream: Stream, cgroup: Acco
 
     def attempt() -> bool:
         outer, first, inner = kernel.read(), ours(), kernel.read()
+        subprocess.run(["unshare", "-u", "true"], check=True)
+        support.require(kernel.read() != inner, "a BPF program of somebody else hides these tracepoints from perf")
+        outer, first, inner = kernel.read(), ours(), kernel.read()
         for mode in ("unshares", "bad-setns"):
             process = cgroup.run([load, mode, "700"])
             expect_ready(process)
@@ -390,8 +393,9 @@ def test_twenty_thousand_a_second_for_ten_seconds(stream: Stream, attached: Atta
     received += sum(1 for event in stream.kernel.read() if event.pid == process.pid)
     grown = stream.since(before)["unshare", "ok"]
     events, lost = attached.statistic("events") - events, attached.statistic("events_lost") - lost
-    assert calls <= grown <= calls + 2000  # the others of this node
+    assert grown >= calls  # and what others of this node did
     assert received <= calls <= received + lost, (received, lost)
-    assert calls <= events + lost <= calls + 4000
+    assert calls <= events + lost
+    assert attached.statistic("rows_full") > 0  # that there was no row for most of them lost no event
     go_on(process)
     process.wait(10)
