@@ -301,6 +301,7 @@ class Sampler:
         usage = self._collect("usage", self._usage_source.read) if self._usage_source else None
         counts = self._collect("syscalls", self._read_counts) if self._read_counts else None
         maps = self._collect("bpf_maps", self._read_maps) if self._read_maps else None
+        findings = self._read_findings() if self._read_findings else {}  # before `observe`, which saves what is shown
         now, time_ns = time.monotonic_ns(), time.time_ns()
         cgroups, cgroups_ended = ({}, {}) if stats is None else self._cgroups.update(stats, now)
         used, used_ended, namespaces, namespaces_ended = self._group(usage, now)
@@ -319,7 +320,7 @@ class Sampler:
             has_usage=usage is not None,
             missing=usage.missing if usage else frozenset(),
             syscalls=counts,
-            findings=self._read_findings() if self._read_findings else {},
+            findings=findings,
             maps=maps or (),
             collectors=self._outcomes,
         )

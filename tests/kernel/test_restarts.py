@@ -108,8 +108,8 @@ def test_restarts_under_load(world: list[str], pin_dir: Path, load: Path) -> Non
 
 
 @pytest.mark.slow
-def test_five_hundred_restarts_under_load(world: list[str], pin_dir: Path, load: Path) -> None:
-    if "slow" not in os.environ.get("PYTEST_ADDOPTS", "") + " ".join(sys.argv):
+def test_five_hundred_restarts_under_load(request: pytest.FixtureRequest, world: list[str], pin_dir: Path, load: Path) -> None:
+    if "slow" not in request.config.option.markexpr:
         pytest.skip("the long form: -m slow")
     restarts(world, pin_dir, 500)
 
