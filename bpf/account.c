@@ -12,10 +12,21 @@
  */
 INLINE int tell_once(struct nsagent_task *mine, u64 what)
 {
-	if (!mine || mine->told & what)
-		return 0;
-	mine->told |= what;
-	return 1;
+	return mine && !(__sync_fetch_and_or(&mine->told, what) & what);
+}
+
+INLINE void count_birth(struct nsagent_row *row, int process)
+{
+	__sync_fetch_and_add(&row->threads_created, 1);
+	if (process)
+		__sync_fetch_and_add(&row->processes_created, 1);
+}
+
+INLINE void count_exit(struct nsagent_row *row, int process)
+{
+	__sync_fetch_and_add(&row->threads_exited, 1);
+	if (process)
+		__sync_fetch_and_add(&row->processes_exited, 1);
 }
 
 int on_birth(u64 *ctx)
@@ -30,9 +41,7 @@ int on_birth(u64 *ctx)
 	struct nsagent_row *row = row_at(index);
 	if (!row)
 		return 0;
-	__sync_fetch_and_add(&row->threads_created, 1);
-	if (!(flags & CLONE_THREAD))
-		__sync_fetch_and_add(&row->processes_created, 1);
+	count_birth(row, !(flags & CLONE_THREAD));
 
 	/* The parent is in a traced call: tell its end which child this was, and in which namespaces where they differ. Rows
 	 * tell that nothing differs; not that something does: two contexts without a row share row 0. */
@@ -72,16 +81,18 @@ int on_exit(u64 *ctx)
 	u64 was = mine->row, now = settle(task, mine, AT_EXIT);
 	note_unseen(task, mine, was, now);
 	struct nsagent_row *row = row_at(now);
-#ifdef HAVE_exit_group_dead /* Since commit with the argument in include/trace/events/sched.h (in v6.16) */
+#ifdef HAVE_exit_group_dead /* since the argument in include/trace/events/sched.h (in v6.16) */
 	int last = (u8)ctx[1];
 #else
+	/* Two threads that end at once can both find nobody else alive: the first to say so at their leader is counted. */
 	int last = READ(struct signal_struct, READ(struct task_struct, task, signal), live.counter) == 0;
+	struct nsagent_task *leader = last ? task_storage(TASKS, task->group_leader, 0, 0) : NULL;
+	if (leader)
+		last = tell_once(leader, NSAGENT_TOLD_PROCESS_EXIT);
 #endif
 	if (!row)
 		return 0;
-	__sync_fetch_and_add(&row->threads_exited, 1);
-	if (last)
-		__sync_fetch_and_add(&row->processes_exited, 1);
+	count_exit(row, last);
 	return 0;
 }
 
@@ -93,8 +104,18 @@ int on_free(u64 *ctx)
 	if (!tell_once(mine, NSAGENT_TOLD_FREE))
 		return 0;
 	struct nsagent_row *row = row_at(settle(task, mine, AT_FREE));
-	if (row)
-		__sync_fetch_and_add(&row->threads_freed, 1);
+	if (!row)
+		return 0;
+	__sync_fetch_and_add(&row->threads_freed, 1);
+	/* Hooks are preemptible since commit a46023d5616e (in v7.0), and one that preempts itself on a CPU is skipped: what a
+	 * skipped birth or exit would have counted is counted here. */
+	int process = task->pid == task->tgid;
+	if (task->start_time < configured(NSAGENT_CONFIG_T0))
+		return 0;
+	if (tell_once(mine, NSAGENT_TOLD_BIRTH))
+		count_birth(row, process);
+	if (tell_once(mine, NSAGENT_TOLD_EXIT))
+		count_exit(row, process);
 	return 0;
 }
 

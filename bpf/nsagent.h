@@ -76,6 +76,7 @@ enum nsagent_told {
 	NSAGENT_TOLD_BIRTH = 1,
 	NSAGENT_TOLD_EXIT = 2,
 	NSAGENT_TOLD_FREE = 4,
+	NSAGENT_TOLD_PROCESS_EXIT = 8, /* of a leader: its process has ended */
 };
 
 /* Task storage: lives as long as the task_struct, so also between exit and free. */

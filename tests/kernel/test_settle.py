@@ -408,7 +408,7 @@ def test_a_table_nearly_full_is_cleared_sooner(cgroup: AccountedCgroup, cache_di
         assert few >= 40
         assert later() >= few  # the control: far from full they stay
         many = unshare(70)
-        assert many >= 100
-        assert later() < many - 60
+        assert many > 96
+        assert later() <= 96  # below three quarters of 128 they may stay
     finally:
         small.unload()
