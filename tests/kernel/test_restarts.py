@@ -36,6 +36,10 @@ for number in range(10**9):
     if not os.fork():
         if number % 50 == 0:
             unshare(CLONE_NEWUTS)
+        if number % 50 == 25:  # a finding
+            host = os.open("/proc/self/ns/mnt", os.O_RDONLY)
+            unshare(CLONE_NEWNS)
+            setns(host, CLONE_NEWNS)
         os._exit(0)
     os.wait()
     time.sleep(0.01)
