@@ -72,6 +72,47 @@ int on_exec(u64 *ctx)
 	return 0;
 }
 
+/*
+ * Before v6.2 ("bpf: Add new bpf_task_storage_get proto with no deadlock detection") a free that
+ * interrupts a storage operation on its CPU gets no storage. So what a leaving task was charged for is kept by its address
+ * too, and such a free takes the rest from there. Only the dying are in it, and a free takes each out.
+ */
+#ifdef STORAGE_REFUSED_WHEN_BUSY
+INLINE void keep_for_free(struct task_struct *task, struct nsagent_task *mine)
+{
+	u64 key = (u64)task;
+	map_update(LEAVING, &key, &mine->row, 0);
+}
+
+INLINE void forget_kept(struct task_struct *task)
+{
+	u64 key = (u64)task;
+	map_delete(LEAVING, &key);
+}
+
+INLINE void free_without_storage(struct task_struct *task)
+{
+	u64 key = (u64)task;
+	struct nsagent_leaving *left = map_lookup(LEAVING, &key);
+	struct nsagent_row *row = left ? row_at(left->row) : NULL;
+	if (!row)
+		return;
+#define TAKE_LEFT(counter, value)                                                                                      \
+	{                                                                                                              \
+		u64 now = (value);                                                                                     \
+		if (now > left->last[counter])                                                                         \
+			__sync_fetch_and_add(&row->counters[counter], now - left->last[counter]);                      \
+	}
+	EACH_COUNTER(TAKE_LEFT, task)
+	__sync_fetch_and_add(&row->threads_freed, 1);
+	map_delete(LEAVING, &key);
+}
+#else
+#define keep_for_free(task, mine)
+#define forget_kept(task)
+#define free_without_storage(task)
+#endif
+
 int on_exit(u64 *ctx)
 {
 	struct task_struct *task = (struct task_struct *)ctx[0];
@@ -93,6 +134,7 @@ int on_exit(u64 *ctx)
 	if (!row)
 		return 0;
 	count_exit(row, last);
+	keep_for_free(task, mine);
 	return 0;
 }
 
@@ -101,6 +143,11 @@ int on_free(u64 *ctx)
 {
 	struct task_struct *task = (struct task_struct *)ctx[0];
 	struct nsagent_task *mine = storage_of(task);
+	if (!mine) {
+		free_without_storage(task);
+		return 0;
+	}
+	forget_kept(task);
 	if (!tell_once(mine, NSAGENT_TOLD_FREE))
 		return 0;
 	struct nsagent_row *row = row_at(settle(task, mine, AT_FREE));
@@ -345,6 +392,8 @@ int on_pass(u64 *ctx)
 		row->rss_anon_bytes = row->rss_file_bytes = row->rss_shmem_bytes = 0;
 		row->swap_bytes = row->pagetables_bytes = 0;
 	}
+	if (task->exit_state)
+		keep_for_free(task, mine);
 	row->threads++;
 	if (task->pid == task->tgid)
 		row->processes++;

@@ -48,6 +48,7 @@ enum nsagent_map {
 	NSAGENT_MAP_HERE,
 	NSAGENT_MAP_RATES,
 	NSAGENT_MAP_NOTES,
+	NSAGENT_MAP_LEAVING,
 };
 #define TASKS MAP(NSAGENT_MAP_TASKS)
 #define IDS MAP(NSAGENT_MAP_IDS)
@@ -64,6 +65,7 @@ enum nsagent_map {
 #define HERE MAP(NSAGENT_MAP_HERE)
 #define RATES MAP(NSAGENT_MAP_RATES)
 #define NOTES MAP(NSAGENT_MAP_NOTES)
+#define LEAVING MAP(NSAGENT_MAP_LEAVING)
 
 /* include/uapi/linux/bpf.h, enum bpf_func_id */
 static void *(*map_lookup)(void *map, const void *key) = (void *)1;

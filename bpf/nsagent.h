@@ -101,6 +101,13 @@ struct nsagent_note {
 	unsigned long long counters[NSAGENT_COUNTERS];
 };
 
+/* The middle of a struct nsagent_task, from `row` on: what a task that is leaving was charged for. */
+struct nsagent_leaving {
+	unsigned long long row;
+	unsigned long long told;
+	unsigned long long last[NSAGENT_COUNTERS];
+};
+
 /* Elements of the map `config`, written by user space but for NEXT_ROW. */
 enum nsagent_config {
 	NSAGENT_CONFIG_T0,	 /* tasks started before it (CLOCK_MONOTONIC ns) have a past that is nobody's */

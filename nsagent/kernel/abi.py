@@ -109,5 +109,6 @@ def map_specs(rows: int, ring_bytes: int) -> dict[str, dict[str, Any]]:
         "cpu_offsets": spec("array", 4, 8, MAX_CPUS),
         "here": spec("percpu_array", 4, 8, 1),
         "rates": spec("lru_hash", 8, 16, 1024),
+        "leaving": spec("hash", 8, 8 * (2 + len(COUNTERS)), 8192),
         "notes": spec("lru_hash", 8, 8 * (1 + len(COUNTERS)), 4096),
     }

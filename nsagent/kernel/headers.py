@@ -12,7 +12,7 @@ import re
 from typing import NamedTuple
 
 from nsagent.errors import UnsupportedError
-from nsagent.kernel.btf import ENUM, FUNC, STRUCT, TYPEDEF, Btf
+from nsagent.kernel.btf import ENUM, FUNC, STRUCT, TYPEDEF, VAR, Btf
 
 # Every member the programs read: struct -> member -> C type. The one list to extend when a program reads more.
 STRUCTS: dict[str, dict[str, str]] = {
@@ -153,6 +153,10 @@ _SIZES = {
 }
 
 # Function prototypes in BTF tell what a tracepoint passes; a kfunc is called by its BTF id.
+# A storage operation that interrupts another on its CPU was refused (the flag), until tracing programs got a variant that is not,
+# in v6.2 ("bpf: Add new bpf_task_storage_get proto with no deadlock detection"); newer kernels have neither.
+STORAGE_BUSY = (VAR, "bpf_task_storage_busy")
+STORAGE_RECUR = (FUNC, "bpf_task_storage_get_recur")
 KFUNCS = ("bpf_iter_task_new", "bpf_iter_task_next", "bpf_iter_task_destroy")
 
 _TYPES = """#pragma once
@@ -256,6 +260,8 @@ def project(btf: Btf) -> Projection:
     kfuncs = {name: btf.ids[FUNC, name] for name in KFUNCS if (FUNC, name) in btf.ids}
     extra += [f"#define NSAGENT_{name} {value}" for name, value in btf.enumerators("cgroup_subsys_id").items()]
     extra += [f"#define HAVE_{name} 1" for name in kfuncs]
+    if STORAGE_BUSY in btf.ids and STORAGE_RECUR not in btf.ids:
+        extra.append("#define STORAGE_REFUSED_WHEN_BUSY 1")
     exit_trace = btf.ids.get((TYPEDEF, "btf_trace_sched_process_exit"))
     if exit_trace is not None and btf.parameters(exit_trace) == 3:  # void *data, task, group_dead
         extra.append("#define HAVE_exit_group_dead 1")

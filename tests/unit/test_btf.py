@@ -45,6 +45,8 @@ def test_the_kernels_differ_where_they_should() -> None:
     assert "unsigned long di" in new.text
     assert "u64 regs[31]" in arm.text
     assert "HAVE_pt_regs_di" not in arm.text
+    refused = {name for name in RECORDED if "STORAGE_REFUSED_WHEN_BUSY" in headers.project(recorded(name)).text}
+    assert refused == {"x86_64-6.1.btf", "arm64-6.1.btf"}
 
 
 @pytest.mark.parametrize(
