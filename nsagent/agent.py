@@ -43,6 +43,7 @@ from nsagent.launch.quantities import parse_bytes
 from nsagent.metrics import catalogue
 from nsagent.metrics.encode import Encoder
 from nsagent.namespaces import NamespaceKind
+from nsagent.origins import Origins
 from nsagent.patrol import ROUND_S, Patrol
 from nsagent.records import Counts
 from nsagent.sample import Ancestry, Facts, MapFigures, Sampler
@@ -93,6 +94,7 @@ class Node:
         self.ancestry = Ancestry(os.path.join(config.state_dir, "cgroups.json"))
         self.layout = self._read_layout()
         self.cgroups = NodeCgroups(self.layout) if self.layout else None
+        self.origins = Origins(self.layout, self.cgroups.path_of if self.cgroups else lambda cgroup: None)
         self.attached = self._attach(config, as_found=not keep_history) if config.bpf else None
         self.events: KernelEvents | None = None
         self.traces = self.attached is not None and self.attached.traces
@@ -160,8 +162,7 @@ class Node:
         )
 
     def _open_findings(self, config: AgentConfig) -> Findings:
-        path_of = self.cgroups.path_of if self.cgroups else lambda cgroup: None
-        return Findings(off=config.findings_off, path_of=path_of)
+        return Findings(off=config.findings_off, path_of=self.origins.path_of)
 
     def _found(self) -> dict[str, int]:
         """Findings by rule: as a counter that goes on when the agent ends, like those of the kernel."""
@@ -277,8 +278,9 @@ class Process:
 class Ring:
     """The thread that reads the ring buffer, so that it never fills while the agent lives."""
 
-    def __init__(self, events: KernelEvents, hub: Hub, history: History, findings: Findings) -> None:
+    def __init__(self, events: KernelEvents, hub: Hub, history: History, findings: Findings, origins: Origins) -> None:
         self._events = events
+        self._origins = origins
         self._findings = findings
         self._hub = hub
         self._history = history
@@ -303,6 +305,8 @@ class Ring:
         while True:
             events = self._events.read()
             self._history.feed(events)
+            if not self._hub.idle:
+                events = [self._origins.locate(event) for event in events]
             self._hub.publish([*events, *self._findings.of_events(events)])
             if self._stop in {fd for fd, _ in poll.poll()}:
                 return
@@ -372,7 +376,7 @@ def _run(config: AgentConfig, stack: contextlib.ExitStack) -> None:
         stack.callback(sink.close)
         sink.start()
     if node.events and node.traces:
-        ring = Ring(node.events, node.hub, node.history, node.findings)
+        ring = Ring(node.events, node.hub, node.history, node.findings, node.origins)
         stack.callback(ring.close)
         ring.start()
     watch.begin()

@@ -5,6 +5,7 @@ The truth about a change is the namespaces before and after, not the caller's ar
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import time
@@ -63,6 +64,20 @@ def unpack_id(kind: NamespaceKind, packed: int) -> NamespaceId:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a call came from, by names; empty is none, or not known.
+
+    `cgroup` is the path of the accounting cgroup, `job` and `container` are the ids that this path shows. `exe` is the
+    program of the calling process.
+    """
+
+    cgroup: str = ""
+    job: str = ""
+    container: str = ""
+    exe: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class SyscallEvent:
     """One clone, clone3, fork, vfork, unshare or setns.
 
@@ -70,7 +85,8 @@ class SyscallEvent:
     pid and time entries are those for children, as unshare and setns change them. `retval` is the call's result, or a
     negative errno. `fd` and `target` (packed, 0 unknown) are of setns. `argv` is cut at 127 bytes, empty where the process's
     memory could not be read; `ancestors` are up to four (pid, comm), the parent first. `via` is `unseen` for a change no
-    traced call explains; then `syscall` is `unseen` too, and the time is that of its discovery.
+    traced call explains; then `syscall` is `unseen` too, and the time is that of its discovery. `origin` is looked up by
+    whoever reads the stream: `origins.Origins`.
     """
 
     time_ns: int  # CLOCK_REALTIME
@@ -92,6 +108,7 @@ class SyscallEvent:
     via: str = "syscall"
     argv: tuple[str, ...] = ()
     ancestors: tuple[tuple[int, str], ...] = ()
+    origin: Origin = Origin()
 
     @property
     def changes(self) -> list[tuple[NamespaceKind, NamespaceId, NamespaceId]]:
@@ -155,6 +172,7 @@ class SyscallEvent:
             "cgroup_id": self.cgroup_id,
             "changes": [{"kind": kind, "before": _json_id(old), "after": _json_id(new)} for kind, old, new in self.changes],
         }
+        document |= {name: word for name, word in dataclasses.asdict(self.origin).items() if word}
         if self.child_pid:
             document["child_pid"] = self.child_pid
         if self.syscall == "setns":
@@ -164,13 +182,16 @@ class SyscallEvent:
         return document
 
     def to_text(self) -> str:
-        """One line for people: time, who, the call and its result, then each namespace before and after."""
+        """One line for people: time, who, the call and its result, each namespace before and after, whose job or container."""
         flags = "|".join(flag_names(self.flags, self.syscall)) or "0"
         arguments = f"{self.fd}, {flags}" if self.syscall == "setns" else flags
         result = self.result if self.failed else str(self.child_pid or self.retval)
         moves = "  ".join(f"{kind} {old.inum}→{new.inum}" for kind, old, new in self.changes)
         stamp = clock_text(self.time_ns)
-        return f"{stamp} {printable(self.comm):<15} {self.pid:>7} {self.syscall}({arguments}) = {result}  {moves}".rstrip()
+        line = f"{stamp} {printable(self.comm):<15} {self.pid:>7} {self.syscall}({arguments}) = {result}  {moves}".rstrip()
+        if self.origin.container:
+            return f"{line}  [container {self.origin.container[:12]}]"
+        return f"{line}  [job {self.origin.job}]" if self.origin.job else line
 
 
 def _json_id(namespace: NamespaceId) -> dict[str, int]:

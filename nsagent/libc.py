@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 import sys
 from collections.abc import Iterable
 from typing import Any, Final
@@ -86,6 +87,7 @@ _sethostname = _declare("sethostname", ctypes.c_char_p, ctypes.c_size_t)
 _signalfd = _declare("signalfd", ctypes.c_int, ctypes.c_char_p, ctypes.c_int)
 _statfs = _declare("statfs", ctypes.c_char_p, ctypes.c_void_p)
 _renameat2 = _declare("renameat2", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
+_open_by_handle_at = _declare("open_by_handle_at", ctypes.c_int, ctypes.c_char_p, ctypes.c_int)
 _prctl = _declare("prctl", ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
 
 
@@ -126,6 +128,15 @@ def pivot_root(new_root: str, put_old: str) -> None:
 def rename_exchange(one: str, other: str) -> None:
     """Exchange what two names stand for, renameat2(2) with RENAME_EXCHANGE. EINVAL where the filesystem cannot."""
     _check(_renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), 2), "renameat2", one)
+
+
+def open_by_handle_at(mount_fd: int, handle_type: int, handle: bytes, flags: int) -> int:
+    """Open what a file handle names in the filesystem of `mount_fd`, open_by_handle_at(2). ESTALE: it is gone.
+
+    EPERM without CAP_DAC_READ_SEARCH in the initial user namespace.
+    """
+    packed = struct.pack("=Ii", len(handle), handle_type) + handle  # struct file_handle
+    return _check(_open_by_handle_at(mount_fd, packed, flags), "open_by_handle_at")
 
 
 def sethostname(name: str) -> None:

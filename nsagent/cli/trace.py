@@ -73,6 +73,7 @@ def _private_events(request: dict[str, Any], cache_dir: str) -> Generator[str, N
     from nsagent.cgroups.subtree import Subtree
     from nsagent.events import KernelEvents
     from nsagent.kernel.attach import attach
+    from nsagent.origins import Origins
 
     wanted, as_json, left = control.parse_trace(request)
     mounts.mount_bpffs()
@@ -83,7 +84,8 @@ def _private_events(request: dict[str, Any], cache_dir: str) -> Generator[str, N
         signal.signal(number, _interrupt)
     owner = pins.own(pin_dir)
     try:
-        attached = attach(pin_dir, cache_dir, subsystem=read_layout().accounting[0])
+        layout = read_layout()
+        attached, origins = attach(pin_dir, cache_dir, subsystem=layout.accounting[0]), Origins(layout)
         events = KernelEvents(attached)
         try:
             events.trace_all(wanted.all)
@@ -99,7 +101,7 @@ def _private_events(request: dict[str, Any], cache_dir: str) -> Generator[str, N
             while left is None or left > 0:
                 found = events.read()[:left]
                 left = None if left is None else left - len(found)
-                for event in found:
+                for event in map(origins.locate, found):
                     yield event.to_json() if as_json else event.to_text()
                 if not found:
                     poll.poll()
