@@ -4,7 +4,7 @@ PYTHON := .venv/bin/python
 # Machines with other kernels; only CI and `make test-vm` need them.
 VM_PACKAGES := qemu-system-x86 zstd
 
-.PHONY: help setup demo test test-vm lint format bench clean
+.PHONY: help setup demo test test-slow test-vm lint format bench clean
 
 help: ## list what can be made
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' Makefile | expand -t 16
@@ -17,6 +17,9 @@ demo: setup ## start an agent, run a job under it, show what it saw, and remove 
 
 test: setup ## run all tests; with CI=true a test that this machine cannot run is a failure
 	@NSAGENT_REQUIRE_KERNEL=$${NSAGENT_REQUIRE_KERNEL-$(if $(filter true,$(CI)),1)} $(PYTHON) -m pytest $(ARGS)
+
+test-slow: setup ## run the long forms of some tests: a busy minute, 200,000 calls, 500 restarts
+	@$(PYTHON) -m pytest -m slow $(ARGS)
 
 test-vm: ## boot Debian's kernels from 5.10 to the newest in qemu, and write docs/support-matrix.md; a quarter of an hour
 	@bash tools/setup.sh $(VM_PACKAGES)

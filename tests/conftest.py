@@ -17,6 +17,15 @@ os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/var/tmp")
 BPFFS = Path("/sys/fs/bpf")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the long forms (`slow`) unless `-m` names them: each has a short form beside it."""
+    if "slow" in config.option.markexpr:
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    config.hook.pytest_deselected(items=slow)
+    items[:] = [item for item in items if item not in slow]
+
+
 @pytest.fixture
 def state_dir(tmp_path: Path) -> Path:
     """A private --state-dir, empty; its agent.sock stays below the 108 bytes of a Unix socket's path."""

@@ -112,9 +112,7 @@ def test_restarts_under_load(world: list[str], pin_dir: Path, load: Path) -> Non
 
 
 @pytest.mark.slow
-def test_five_hundred_restarts_under_load(request: pytest.FixtureRequest, world: list[str], pin_dir: Path, load: Path) -> None:
-    if "slow" not in request.config.option.markexpr:
-        pytest.skip("the long form: -m slow")
+def test_five_hundred_restarts_under_load(world: list[str], pin_dir: Path, load: Path) -> None:
     restarts(world, pin_dir, 500)
 
 

@@ -38,7 +38,6 @@ def test_judge_finds_faults() -> None:
 
 
 @pytest.mark.vm
-@pytest.mark.slow
 def test_exact_and_traced_on_another_kernel(tmp_path: Path) -> None:
     support.require(not machine.missing(), machine.missing())
     support.require_root()
