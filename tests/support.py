@@ -48,9 +48,7 @@ def wait_for(fn: Callable[[], T], deadline: float = 10.0, what: str = "") -> T:
         if result:
             return result
         if time.monotonic() >= end:
-            pytest.fail(
-                f"waited {deadline:g} s for {what or getattr(fn, '__name__', 'a condition')}; last result: {result!r}"
-            )
+            pytest.fail(f"waited {deadline:g} s for {what or getattr(fn, '__name__', 'a condition')}; last result: {result!r}")
         time.sleep(pause)
         pause = min(pause * 2, 0.05)
 

@@ -28,14 +28,8 @@ def lint(remedy: str, tool: Path | str, *args: Path | str) -> None:
 
 def shell_scripts() -> list[Path]:
     """Return every shell script of the project, by its suffix or its first line."""
-    candidates = [
-        p for top in ("tools", "deploy", "tests", "bench", ".ci") for p in (ROOT / top).rglob("*") if p.is_file()
-    ]
-    return [
-        p
-        for p in candidates
-        if p.suffix == ".sh" or p.read_bytes()[:64].split(b"\n")[0] in {b"#!/bin/bash", b"#!/bin/sh"}
-    ]
+    candidates = [p for top in ("tools", "deploy", "tests", "bench", ".ci") for p in (ROOT / top).rglob("*") if p.is_file()]
+    return [p for p in candidates if p.suffix == ".sh" or p.read_bytes()[:64].split(b"\n")[0] in {b"#!/bin/bash", b"#!/bin/sh"}]
 
 
 def test_ruff_check() -> None:
