@@ -37,6 +37,20 @@ INLINE int read_for_children(struct task_struct *task, struct nsagent_context *t
 /* Where the map `contexts` keeps what a task was in before its unshare or setns; a child's is under its pid. */
 #define BEFORE(task) (1ULL << 32 | (u32)(task)->pid)
 
+#ifndef HAVE_ns_common_ns_id
+INLINE u32 kind_of(u32 type)
+{
+	return type == CLONE_NEWCGROUP ? NSAGENT_CGROUP
+	       : type == CLONE_NEWIPC  ? NSAGENT_IPC
+	       : type == CLONE_NEWNS   ? NSAGENT_MNT
+	       : type == CLONE_NEWNET  ? NSAGENT_NET
+	       : type == CLONE_NEWPID  ? NSAGENT_PID
+	       : type == CLONE_NEWTIME ? NSAGENT_TIME
+	       : type == CLONE_NEWUSER ? NSAGENT_USER
+				       : NSAGENT_UTS;
+}
+#endif
+
 /* The namespace behind a descriptor of the task: an nsfs inode keeps its ns_common in i_private. 0 where it is none. */
 INLINE u64 namespace_behind(struct task_struct *task, u32 descriptor, u32 *type)
 {
