@@ -46,7 +46,7 @@ from nsagent.namespaces import NamespaceKind
 from nsagent.origins import Origins
 from nsagent.patrol import ROUND_S, Patrol
 from nsagent.records import Counts
-from nsagent.sample import Ancestry, Facts, MapFigures, Sampler
+from nsagent.sample import Ancestry, Facts, MapFigures, NodeSample, Sampler
 from nsagent.sinks import Sink, parse
 from nsagent.usage import KernelUsage
 from nsagent.watch import TICK_S, Watch
@@ -103,6 +103,8 @@ class Node:
             self.events = KernelEvents(self.attached)
             missing = self.attached.missing
             self.features |= {name: missing.get(name) for name in headers.FEATURES} | missing
+            if self.features.get("io_delay") is None and not _keeps_delays():
+                self.features["io_delay"] = "kernel.task_delayacct is not 1"
             if not self.attached.traces:
                 self.features.setdefault("tracing", _NO_TRACE)
         elif not config.bpf:
@@ -207,7 +209,9 @@ class Node:
 
     def _maps(self) -> tuple[MapFigures, ...]:
         assert self.attached is not None
-        return tuple(MapFigures(m.name, m.entries, m.max_entries, m.memory_bytes) for m in self.attached.status().maps)
+        full = {"rows": self.attached.statistic("rows_full")}
+        maps = self.attached.status().maps
+        return tuple(MapFigures(m.name, m.entries, m.max_entries, m.memory_bytes, full.get(m.name)) for m in maps)
 
     def _facts(self) -> Facts:
         compiler = self.attached.compiler.removeprefix("bcc ") if self.attached else ""
@@ -217,7 +221,7 @@ class Node:
             "bpf": "loaded" if self.attached else "off",
             "accounting": "exact" if self.attached else "approximate",
             "psi": "on" if _reads("/proc/pressure/cpu") else "off",
-            "delayacct": "on" if _reads("/proc/sys/kernel/task_delayacct") == "1" else "off",
+            "delayacct": "on" if _keeps_delays() else "off",
         }
         return Facts(build, mode, self.features)
 
@@ -245,6 +249,10 @@ class Node:
                 self.attached.unload()
             else:
                 self.attached.close()
+
+
+def _keeps_delays() -> bool:
+    return _reads("/proc/sys/kernel/task_delayacct") == "1"
 
 
 def _reads(path: str) -> str:
@@ -346,7 +354,7 @@ def _run(config: AgentConfig, stack: contextlib.ExitStack) -> None:
     assert node.findings is not None
     patrol = Patrol(node.findings, node.hub.publish, node.attached.rows if node.attached else None)
     sinks = [Sink(parse(text, parse_bytes), lambda: node.hub.subscribe(EventFilter()), SCHEMA) for text in config.events_to]
-    watch = Watch(node.sampler, node.history, lambda sample: sum(sample.syscalls.lost.values()) if sample.syscalls else 0)
+    watch = Watch(node.sampler, node.history, _unseen)
     encoder = Encoder(catalogue.FAMILIES, Process())
 
     def scrape(openmetrics: bool) -> bytes:
@@ -359,6 +367,7 @@ def _run(config: AgentConfig, stack: contextlib.ExitStack) -> None:
         "listen": server.address,
         "state_dir": config.state_dir,
         "pin_dir": config.pin_dir if node.attached else None,
+        "traced_by": node.attached.traced_by if node.attached else "",
         "start": time.time(),
         **node.sampler.facts.mode,
     }
@@ -385,10 +394,11 @@ def _run(config: AgentConfig, stack: contextlib.ExitStack) -> None:
     stack.callback(server.close)
     stack.enter_context(_announced(config.state_dir, facts))  # last: who reads it can connect
     log.info(
-        "event=ready listen=%s bpf=%s accounting=%s warm=%s adopted=%s seconds=%.3f",
+        "event=ready listen=%s bpf=%s accounting=%s tracing=%s warm=%s adopted=%s seconds=%.3f",
         server.address,
         facts["bpf"],
         facts["accounting"],
+        facts["traced_by"] or "off",
         str(bool(node.attached and node.attached.warm)).lower(),
         str(bool(node.attached and node.attached.adopted)).lower(),
         time.monotonic() - started,
@@ -402,6 +412,12 @@ def _run(config: AgentConfig, stack: contextlib.ExitStack) -> None:
     number = received.si_signo
     stopping.set()
     log.info("event=stopping signal=%s ephemeral=%s", signal.Signals(number).name, str(config.ephemeral).lower())
+
+
+def _unseen(sample: NodeSample) -> int:
+    """Return how many events history lacks: a queue that was full is a reader's, and history has none."""
+    lost = sample.syscalls.lost if sample.syscalls else {}
+    return sum(count for reason, count in lost.items() if reason != _QUEUE_FULL)
 
 
 def read_once(config: AgentConfig) -> bytes:

@@ -344,7 +344,6 @@ class KernelEvents:
         }
         lost = {
             "ringbuf_full": self._attached.statistic("events_lost"),
-            "map_full": self._attached.statistic("rows_full"),
             "rate_limited": self._attached.statistic("events_limited"),
         }
         return SyscallCounts(calls, by_kind, self._attached.statistic("events"), lost)

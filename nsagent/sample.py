@@ -40,12 +40,16 @@ class Outcome(NamedTuple):
 
 
 class MapFigures(NamedTuple):
-    """A BPF map: elements (None: not countable), room, bytes of kernel memory (None: the kernel does not say)."""
+    """A BPF map: elements (None: not countable), room, bytes of kernel memory (None: the kernel does not say).
+
+    `full` is how often it had no room since the load; None of a map where nobody counts that.
+    """
 
     name: str
     entries: int | None
     max_entries: int
     memory_bytes: int | None
+    full: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

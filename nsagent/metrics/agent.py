@@ -44,6 +44,10 @@ def _maps(number: Callable[[tuple[Number, Number, Number]], Number]) -> Callable
     return lambda sample: (((name,), number(figures)) for name, *rest in sample.maps for figures in [(rest[0], rest[1], rest[2])])
 
 
+def _full(sample: NodeSample) -> Each:
+    return (((figures.name,), figures.full) for figures in sample.maps)
+
+
 def _family(name: str, help_: str, source: str, labels: tuple[str, ...], each: Callable[[NodeSample], Each]) -> Family:
     return Family(name, "info" if name.endswith("_info") else "gauge", Scope.NODE, help_, source, labels, each=each)
 
@@ -112,6 +116,16 @@ FAMILIES: Final[tuple[Family, ...]] = (
         "/proc/self/fdinfo memlock",
         ("map",),
         _maps(lambda figures: figures[2]),
+    ),
+    Family(
+        "nsagent_bpf_map_full_total",
+        "counter",
+        Scope.NODE,
+        "How often no element was left: of rows, for a context, whose usage then counts in no namespace and in no cgroup but "
+        "the root; --contexts makes room.",
+        "BPF: the map stats",
+        ("map",),
+        each=_full,
     ),
     Family(
         SCRAPE_SAMPLES,

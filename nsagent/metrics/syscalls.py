@@ -61,9 +61,8 @@ FAMILIES: Final[tuple[Family, ...]] = (
         "nsagent_trace_lost_events_total",
         "counter",
         Scope.NODE,
-        "Events nobody saw: ringbuf_full (the agent read too slowly or did not run), queue_full (a client of nsagent trace or a "
-        "sink took them too slowly), rate_limited (more than --rate from one cgroup), map_full (no row was left for a context, "
-        "its usage is in the overflow row).",
+        "Events that did not arrive: ringbuf_full (the agent read too slowly or did not run) and rate_limited (more than --rate "
+        "from one cgroup) nobody saw; queue_full one client of nsagent trace or one sink, which took them too slowly.",
         "BPF: the map stats; the agent",
         ("reason",),
         each=_lost,

@@ -48,6 +48,6 @@ def full_sample() -> NodeSample:
         missing=frozenset({"io_delay_ns"}),
         syscalls=SyscallCounts({("unshare", "ok"): 23}, {("unshare", NamespaceKind.UTS, "ok"): 23}, 24, {"queue_full": 1}),
         findings={"to_host": 1, "orphan": 0},
-        maps=(MapFigures("ids", 5, 10240, 4096), MapFigures("tasks", None, 0, None)),
+        maps=(MapFigures("ids", 5, 10240, 4096), MapFigures("rows", None, 10240, 4096, 7), MapFigures("tasks", None, 0, None)),
         collectors={"usage": Outcome(True, 0.0015), "cgroups": Outcome(False, 1e-6)},
     )
