@@ -162,14 +162,17 @@ def _pins(pin_dir: str) -> Finding:
     try:
         os.listdir(os.path.dirname(pin_dir))
         loaded = os.path.isdir(live)
+        links = set(os.listdir(live)) if loaded else set()
     except PermissionError:
         return Finding("pins", True, f"{pin_dir} is closed to this user")
     except OSError:
-        loaded = False
+        loaded, links = False, set()
     agent = pins.owner(pin_dir)
     who = "no agent runs" if agent is None else f"their agent is process {agent}" if agent else "their agent is hidden"
     if loaded:
-        return Finding("pins", True, f"programs are loaded in {pin_dir}, {who}")
+        traced = "functions" if "link_fexit_setns" in links else "tracepoints" if "link_leave_setns" in links else ""
+        how = f"trace at {traced}" if traced else "do not trace"
+        return Finding("pins", True, f"programs are loaded in {pin_dir} and {how}, {who}")
     return Finding("pins", True, f"nothing is loaded in {pin_dir}" + ("" if agent is None else f", {who}"))
 
 

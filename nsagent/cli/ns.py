@@ -13,7 +13,7 @@ import click
 
 from nsagent import control, jobs, namespaces
 from nsagent.cli import ns_text
-from nsagent.errors import NsagentError, VanishedError
+from nsagent.errors import NsagentError
 from nsagent.inventory import Inventory, Key, Process, Seen, parse_target, read_inventory
 from nsagent.namespaces import KINDS, NamespaceKind
 
@@ -96,7 +96,10 @@ def show(namespace: str, kind: str | None, output: str, state_dir: str) -> None:
     key = next((key for key in inventory.namespaces if target in (key, key[1])), None)
     records = [record for record in (history or {}).get("records", ()) if key is None or record["state"] != "ended"]
     if key is None and not records:
-        raise VanishedError(f"namespace {namespace}")
+        raise NsagentError(
+            f"there is no namespace {namespace}, and none is remembered",
+            hint="'nsagent ns list' shows those there are",
+        )
     row = next((r for r in _rows(inventory, usage) if key == (r["kind"], r["inum"])), None)
     document = {
         "agent": usage is not None,
@@ -166,7 +169,7 @@ def history(namespace: str | None, kind: str | None, output: str, state_dir: str
     else:
         ns_text.table(ns_text.HISTORY_HEAD, [ns_text.history_row(record) for record in answer["records"]])
     if answer["lost"]:
-        click.echo(f"{answer['lost']} events were lost since the programs were loaded", err=True)
+        click.echo(f"{answer['lost']} events were lost since the programs were loaded: calls may be missing here", err=True)
     if answer["evicted"]:
         click.echo(f"{answer['evicted']} records of what ended long ago were dropped", err=True)
 

@@ -48,8 +48,13 @@ TABLE: Final[tuple[tuple[str, bool, str, str], ...]] = (
     ("memlock", True, _APPROX, "ulimit -l unlimited (LimitMEMLOCK=infinity)"),
     ("bpf_jit", False, "programs run several times slower", "sysctl net.core.bpf_jit_enable=1"),
     ("iter_cgroup", False, "cgroup values are read from files only: slower scrapes", "a newer kernel (v6.1 has it)"),
-    ("fentry", False, "tracing costs every system call of the node 9 to 50 ns", "nothing to do: tracepoints are used"),
-    ("kprobe", False, "nothing is lost: tracepoints are used", "none needed"),
+    (
+        "fentry",
+        False,
+        "calls are traced at tracepoints instead, which costs every system call of the node 9 to 50 ns while programs are loaded",
+        "a kernel with CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS=y, or nsagent agent --no-trace",
+    ),
+    ("kprobe", False, "nothing is lost: nsagent does not use it", "nothing to do"),
     ("psi", False, "pressure metrics unavailable", "boot with psi=1 (CONFIG_PSI=y)"),
     ("task_delayacct", False, "IO delay metrics unavailable", "sysctl kernel.task_delayacct=1"),
     (

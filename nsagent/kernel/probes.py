@@ -191,7 +191,7 @@ class Probes:
                 os.close(fd)
         except OSError as exc:  # privilege is not what lacks: other programs were loaded
             raise No(f"function tracing is refused: {bpf.strerror(exc.errno or 0)}") from exc
-        return "functions can be traced"
+        return "calls are traced at their own functions: no other call costs more"
 
     def kprobe(self) -> str:
         path = f"{self.paths.sysfs}/bus/event_source/devices/kprobe/type"

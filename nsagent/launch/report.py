@@ -131,7 +131,8 @@ def _rows(result: RunResult) -> Iterator[tuple[str, str]]:
         whose = " (counted by its tasks)" if usage.io_source == "tasks" else ""
         yield "io", f"read {_size(usage.io_read_bytes)}, written {_size(usage.io_write_bytes)}{whose}"
     for device, (read, written) in usage.io_devices.items():
-        yield f"  {device}", f"read {_size(read)}, written {_size(written)} (counted by its cgroup)"
+        if read or written:
+            yield f"  {device}", f"read {_size(read)}, written {_size(written)} (counted by its cgroup)"
     if usage.pids_peak is not None:
         yield "pids", f"peak {usage.pids_peak}"
     if usage.throttled_ns is not None and usage.throttled_periods:

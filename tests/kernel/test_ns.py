@@ -218,7 +218,7 @@ def test_diff(state_dir: Path) -> None:
     [
         (("show", "net:xyz"), 2, "no namespace 'net:xyz'"),
         (("show", "house:4026531840"), 2, "no namespace 'house:4026531840'"),
-        (("show", "uts:1"), 125, "namespace uts:1 is gone"),
+        (("show", "uts:1"), 125, "there is no namespace uts:1, and none is remembered"),
         (("show", "4194304", "--kind", "uts"), 125, "process 4194304 is gone"),
         (("diff", "1", "0"), 2, "not in the range"),
         (("diff", str(os.getpid()), "4194304"), 125, "process 4194304 is gone"),
