@@ -95,11 +95,10 @@ def _private_events(request: dict[str, Any], cache_dir: str) -> Generator[str, N
                 pid=wanted.pid or 0,
                 cgroup=wanted.lies_below.id if isinstance(wanted.lies_below, Subtree) else 0,
             )
-            events.skip()  # what came before the filters
             poll = select.poll()
             poll.register(events.fileno(), select.POLLIN)
             while left is None or left > 0:
-                found = events.read()[:left]
+                found = [event for event in events.read() if wanted(event)][:left]  # some came before the filters
                 left = None if left is None else left - len(found)
                 for event in map(origins.locate, found):
                     yield event.to_json() if as_json else event.to_text()
