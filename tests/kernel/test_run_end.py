@@ -249,6 +249,7 @@ def test_ctrl_z_and_fg(jobs: Jobs, shell: Shell) -> None:
     shell.expect("upper")
     shell.send("\x1a")
     shell.expect("Stopped")
+    shell.expect("OUT> ")  # the line before has the command too: only now bash reads
     shell.send("fg\n")
     shell.expect("exit 6")
     shell.send("hello\n")
