@@ -327,31 +327,39 @@ INLINE void read_memory(struct task_struct *task, struct memory *to)
 	to->pagetables_bytes = mm->pgtables_bytes.counter;
 #endif
 #ifdef HAVE_rss_percpu
-	u64 counters[4];
-	u64 cpus = configured(NSAGENT_CONFIG_CPUS);
-#define COUNT(member)                                                                                                  \
-	to->pages[member] = mm->rss_stat[member].count;                                                                \
-	counters[member] = (u64)READ(struct mm_struct, mm, rss_stat[member].counters);
-	COUNT(FILE_PAGES)
-	COUNT(ANON_PAGES)
-	COUNT(SWAP_ENTRIES)
-	COUNT(SHMEM_PAGES)
+	struct percpu_counter stats[4];
+	u64 cpus = configured(NSAGENT_CONFIG_CPUS), first, together;
+	read_kernel(stats, sizeof(stats), (void *)((u64)mm + OFFSET(struct mm_struct, rss_stat)));
+	first = (u64)stats[0].counters;
+	/* Since commit 14ef95be6f55 ("kernel/fork: group allocation/free of per-cpu counters for mm struct") (in v6.6) the
+	 * four lie side by side, and one read has them all. */
+	together = (u64)stats[1].counters == first + 4 && (u64)stats[2].counters == first + 8 &&
+		   (u64)stats[3].counters == first + 12;
 	for (u32 cpu = 0; cpu < MAX_CPUS && cpu < cpus; cpu++) {
 		/* A copy: before commit 37cce22dbd51 ("bpf: verifier: Refactor helper access type tracking") (in v6.14) the
 		 * verifier forgets the value of what a helper is shown, and calls the loop infinite. */
 		u32 key = cpu;
 		u64 *offset = map_lookup(CPU_OFFSETS, &key);
-		s32 part = 0;
+		s32 parts[4] = {};
 		if (!offset)
 			break;
-#define ADD_PART(member)                                                                                               \
-	read_kernel(&part, sizeof(part), (void *)(counters[member] + *offset));                                        \
-	to->pages[member] += part;
-		ADD_PART(FILE_PAGES)
-		ADD_PART(ANON_PAGES)
-		ADD_PART(SWAP_ENTRIES)
-		ADD_PART(SHMEM_PAGES)
+		if (together) {
+			read_kernel(parts, sizeof(parts), (void *)(first + *offset));
+		} else {
+			read_kernel(&parts[0], 4, (void *)(first + *offset));
+			read_kernel(&parts[1], 4, (void *)((u64)stats[1].counters + *offset));
+			read_kernel(&parts[2], 4, (void *)((u64)stats[2].counters + *offset));
+			read_kernel(&parts[3], 4, (void *)((u64)stats[3].counters + *offset));
+		}
+		to->pages[0] += parts[0];
+		to->pages[1] += parts[1];
+		to->pages[2] += parts[2];
+		to->pages[3] += parts[3];
 	}
+	to->pages[0] += stats[0].count;
+	to->pages[1] += stats[1].count;
+	to->pages[2] += stats[2].count;
+	to->pages[3] += stats[3].count;
 #else
 	/* A probe read, because 6.1's verifier does not look through the typedef of an array's elements: btf_struct_walk()
 	 * of kernel/bpf/btf.c says "Type 'atomic_long_t' is not a struct". */
@@ -379,8 +387,14 @@ int on_pass(u64 *ctx)
 	struct memory memory = {};
 	read_memory(task, &memory);
 	count(NSAGENT_STAT_PASSES);
-	u64 was = mine->row, now = settle(task, mine, AT_PASS);
-	note_unseen(task, mine, was, now);
+	/* Who has not run has used nothing, and changes its namespaces by running; its cgroup others change, and with that its
+	 * css_set. Most tasks sleep: this is what makes a pass cheap. */
+	u64 set = (u64)task->cgroups, was = mine->row, now = was;
+	if (mine->state != 2 || !was || mine->set != set || mine->last[NSAGENT_CPU_NS] != task->se.sum_exec_runtime) {
+		now = settle(task, mine, AT_PASS);
+		note_unseen(task, mine, was, now);
+		mine->set = set;
+	}
 	struct nsagent_row *row = row_at(now);
 	if (!row)
 		return 0;

@@ -85,6 +85,7 @@ struct nsagent_task {
 	unsigned long long row;	  /* what the task uses next is charged here */
 	unsigned long long told;  /* nsagent_told: which of its birth, exit and free are counted */
 	unsigned long long last[NSAGENT_COUNTERS];
+	unsigned long long set; /* the css_set that the last pass saw it in */
 	/* The traced system call it is in; `call` 0 is none, else nsagent_syscall + 1. */
 	unsigned long long call;
 	unsigned long long flags;

@@ -61,8 +61,8 @@ ROW_FIELDS: Final = (*COUNTERS, *EVENTS, "epoch", *GAUGES)
 KEY_WORDS: Final = 9  # cgroup id, then one (id << 32 | inum) a kind in alphabetical order
 ROW: Final = struct.Struct(f"={KEY_WORDS + len(ROW_FIELDS)}Q")
 
-# struct nsagent_task: state, row, told, last[], then the six words of the call it is in.
-TASK_WORDS: Final = 3 + len(COUNTERS) + 6
+# struct nsagent_task: state, row, told, last[], set, then the six words of the call it is in.
+TASK_WORDS: Final = 3 + len(COUNTERS) + 7
 
 # enum nsagent_config
 CONFIG: Final = ("t0", "epoch", "next_row", "rows", "all", "trace", "cpus", "page", "kinds", "failed", "pid", "cgroup", "rate")

@@ -48,7 +48,7 @@ def test_nothing_of_the_node_is_lost(attached: Attached, load: str, seconds: int
             sums[key.kind] += used.cpu_ns
         return {kind: value + extra for kind, value in sums.items()}, low, high
 
-    first, _, start = all_ns()
+    first, *start = all_ns()
     end = time.monotonic() + seconds
     script = f"while :; do {load} storm 2 20; unshare -u -i {load} forks 20 2000; done"
     with subprocess.Popen(["sh", "-c", script], start_new_session=True) as busy:
@@ -59,10 +59,11 @@ def test_nothing_of_the_node_is_lost(attached: Attached, load: str, seconds: int
         finally:
             os.killpg(busy.pid, 9)
     time.sleep(1)  # the last frees
-    last, stop, _ = all_ns()
-    grown = stop - start
-    assert grown > 0.5 * seconds * 10**9
+    last, *stop = all_ns()
+    # the kernel's figure is read before and after ours, both times: between these two is the truth
+    least, most = stop[0] - start[1], stop[1] - start[0]
+    assert least > 0.5 * seconds * 10**9
     tolerance = 0.005 if accounting()[0] else 0.01
     for kind in NamespaceKind:
-        assert last[kind] - first[kind] == pytest.approx(grown, rel=tolerance), kind
+        assert (1 - tolerance) * least <= last[kind] - first[kind] <= (1 + tolerance) * most, kind
     assert len({last[kind] - first[kind] for kind in NamespaceKind}) == 1  # each kind has all of it
