@@ -18,7 +18,7 @@ import pytest
 
 from nsagent import namespaces
 from nsagent.cgroups.layout import read_layout
-from nsagent.kernel import pins
+from nsagent.kernel import features, pins
 from tests.kernel.agents import CACHE, Agent, get, parse, running
 from tests.support import nsagent_running, require_root, run_nsagent, unique_name, wait_for
 
@@ -330,6 +330,11 @@ def test_status_and_agent_json(world: list[str]) -> None:
         assert status["features"]["exact_accounting"] is None
         assert status["threads_exited"] >= status["threads_freed"] >= 0
         assert status["cgroups"] > 0
+        assert status["traced_by"] == agent.facts["traced_by"] == ("functions" if _fentry() else "tracepoints")
+
+
+def _fentry() -> bool:
+    return next(feature for feature in features.probe() if feature.name == "fentry").available
 
 
 def test_what_a_dead_launcher_left_is_swept_at_start(world: list[str]) -> None:

@@ -91,3 +91,13 @@ def test_namespaces_that_are_not_the_hosts_are_told() -> None:
     assert report["by_name"]["bpf"]["ok"] is False
     assert {"user_namespace", "bpf"} <= set(report["lacking"])
     assert report["by_name"]["pid_namespace"]["ok"] is True
+
+
+def test_how_calls_are_traced_is_said_with_its_cost() -> None:
+    fentry = in_child(lambda: None)["by_name"]["fentry"]
+    if fentry["ok"]:
+        assert "their own functions" in fentry["fact"]
+    else:
+        assert "tracepoints" in fentry["consequence"]
+        assert "every system call" in fentry["consequence"]
+        assert "--no-trace" in fentry["remedy"]
