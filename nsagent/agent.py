@@ -136,6 +136,7 @@ class Node:
                     subsystem=subsystem,
                     trace=trace,
                     rows=config.contexts,
+                    ring_bytes=config.ring_bytes,
                     object_dir=config.object_dir,
                     rate=config.rate,
                     as_found=as_found,

@@ -23,6 +23,10 @@ _MOST_CONTEXTS: Final = 1 << 20  # 360 MB of rows
 _SOCKET_PATH_BYTES: Final = 107  # sun_path of struct sockaddr_un, less its final NUL: man 7 unix
 
 
+_PAGE: Final = 4096
+_MOST_RING_BYTES: Final = 1 << 30
+
+
 @dataclass(frozen=True, slots=True)
 class AgentConfig:
     """What an agent was asked to be. Directories are absolute; `host` is empty for all addresses; `port` 0 is any."""
@@ -34,6 +38,7 @@ class AgentConfig:
     cache_dir: str
     retain_ns: int
     contexts: int = 10240
+    ring_bytes: int = 1 << 20
     bpf: bool = True
     trace: bool = True
     ephemeral: bool = False
@@ -47,6 +52,11 @@ class AgentConfig:
         """Raise UsageError for what makes no sense."""
         if not 16 <= self.contexts <= _MOST_CONTEXTS:
             raise UsageError(f"--contexts {self.contexts} is out of range", hint=f"between 16 and {_MOST_CONTEXTS}")
+        if self.ring_bytes & (self.ring_bytes - 1) or not _PAGE <= self.ring_bytes <= _MOST_RING_BYTES:
+            raise UsageError(
+                f"--ring-size {self.ring_bytes} is no size of a ring buffer",
+                hint="a power of two from 4K to 1G: 1M holds 2,400 events",
+            )
         if self.rate < 0:
             raise UsageError("--rate cannot be negative", hint="0 is no limit")
         if self.retain_ns < 0:

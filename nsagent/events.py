@@ -68,13 +68,14 @@ class Origin:
     """Where a call came from, by names; empty is none, or not known.
 
     `cgroup` is the path of the accounting cgroup, `job` and `container` are the ids that this path shows. `exe` is the
-    program of the calling process.
+    program of the calling process. `uid_inside` is its user in its own user namespace, None in the host's or unknown.
     """
 
     cgroup: str = ""
     job: str = ""
     container: str = ""
     exe: str = ""
+    uid_inside: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +173,7 @@ class SyscallEvent:
             "cgroup_id": self.cgroup_id,
             "changes": [{"kind": kind, "before": _json_id(old), "after": _json_id(new)} for kind, old, new in self.changes],
         }
-        document |= {name: word for name, word in dataclasses.asdict(self.origin).items() if word}
+        document |= {name: word for name, word in dataclasses.asdict(self.origin).items() if word not in ("", None)}
         if self.child_pid:
             document["child_pid"] = self.child_pid
         if self.syscall == "setns":

@@ -19,6 +19,8 @@ from nsagent.events import Origin, SyscallEvent
 from nsagent.namespaces import NamespaceKind
 
 _FIRST_PID: Final = 0xEFFFFFFC  # include/linux/proc_ns.h, PROC_PID_INIT_INO
+_FIRST_USER: Final = 0xEFFFFFFD  # PROC_USER_INIT_INO
+_USER: Final = list(NamespaceKind).index(NamespaceKind.USER)
 
 # A job's cgroup: nsagent.jobs.new_id.
 _JOB: Final = re.compile(r"/nsagent/([A-Za-z0-9_.-]+-[0-9a-f]{8})(?=/|$)")
@@ -59,7 +61,23 @@ class Origins:
         """Return the event with its origin."""
         path = self.path_of(event.cgroup_id) or ""
         exe = _exe(event) if self._reads_proc and event.notable else ""
-        return dataclasses.replace(event, origin=Origin(path, job_of(path), container_of(path), exe))
+        inside = None
+        if exe and (event.after[_USER] & 0xFFFFFFFF) != _FIRST_USER:
+            inside = _uid_inside(event.tid, event.uid)
+        return dataclasses.replace(event, origin=Origin(path, job_of(path), container_of(path), exe, inside))
+
+
+def _uid_inside(tid: int, uid: int) -> int | None:
+    """Map a host uid into the user namespace of a process by its uid_map, user_namespaces(7); None where it is not in it."""
+    try:
+        with open(f"/proc/{tid}/uid_map", encoding="ascii") as file:
+            for line in file:
+                inside, outside, count = map(int, line.split())
+                if outside <= uid < outside + count:
+                    return uid - outside + inside
+    except (OSError, ValueError):
+        pass  # it ended: the event goes without
+    return None
 
 
 def _exe(event: SyscallEvent) -> str:

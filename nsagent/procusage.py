@@ -103,6 +103,7 @@ class ProcfsUsage:
             exact=False,
             missing=self._missing,
             contexts=len({task.context for task in self._tasks.values()}),
+            readable=(self.readable, self.processes),
         )
 
     def close(self) -> None:

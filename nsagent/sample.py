@@ -78,6 +78,7 @@ class NodeSample:
     namespaces_gone: Mapping[NamespaceKind, Mapping[str, int]] = field(default_factory=dict)
     history: Figures | None = None
     has_usage: bool = False
+    readable: tuple[int, int] | None = None
     missing: frozenset[str] = frozenset()
     syscalls: SyscallCounts | None = None
     findings: Mapping[str, int] = field(default_factory=dict)  # by rule
@@ -322,6 +323,7 @@ class Sampler:
             namespaces_gone=gone,
             history=self._history.observe(usage.namespaces, time_ns) if self._history and usage else None,
             has_usage=usage is not None,
+            readable=usage.readable if usage else None,
             missing=usage.missing if usage else frozenset(),
             syscalls=counts,
             findings=findings,

@@ -75,8 +75,9 @@ class NodeUsage:
     """One reading. `namespaces`: every namespace that holds, or since the load held, a task; `cgroups`: by the id of the
     accounting cgroup (the cpuacct hierarchy's on v1 and hybrid, else the v2 tree's), flat, not summed up the tree.
 
-    `namespaces_ended` has the sum of what namespaces that are gone for good had used, by kind. `exact` is False where
-    /proc was sampled. `missing` names fields of Usage that this source cannot report.
+    `namespaces_ended` has the sum of what namespaces that are gone for good had used, by kind. `exact` is False where /proc
+    was sampled; then `readable` has how many processes could be read, and of how many. `missing` names fields of Usage that
+    this source cannot report.
     """
 
     namespaces: dict[NamespaceId, Usage]
@@ -85,6 +86,7 @@ class NodeUsage:
     exact: bool
     missing: frozenset[str]
     contexts: int
+    readable: tuple[int, int] | None = None
 
 
 class UsageSource(Protocol):

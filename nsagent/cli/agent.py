@@ -74,6 +74,7 @@ def set_up_logging(level: str) -> None:
               metavar="DIR", help="Where compiled BPF programs are kept.")  # fmt: skip
 @click.option("--retain", default="120s", metavar="TIME", help="For how long the last totals of what ended are shown.")
 @click.option("--contexts", default=10240, metavar="N", help="Rows for combinations of a cgroup and namespaces, 360 bytes each.")
+@click.option("--ring-size", default="1M", metavar="SIZE", help="Ring buffer of events, 430 bytes each; a power of two.")
 @click.option("--no-bpf", is_flag=True, help="Load nothing into the kernel: approximate usage from /proc, no tracing.")
 @click.option("--no-trace", is_flag=True, help="Do not trace clone, unshare and setns.")
 @click.option("--object-dir", metavar="DIR", help="Where 'nsagent bpf build' put objects: looked up before compiling.")
@@ -102,6 +103,7 @@ def agent(config_file: str | None, **flags: Any) -> None:
         cache_dir=os.path.abspath(flags["cache_dir"]),
         retain_ns=parse_retain(flags["retain"]),
         contexts=flags["contexts"],
+        ring_bytes=quantities.parse_bytes(flags["ring_size"], "--ring-size"),
         bpf=not flags["no_bpf"],
         trace=not flags["no_trace"],
         ephemeral=flags["ephemeral"],

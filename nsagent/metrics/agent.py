@@ -44,6 +44,13 @@ def _maps(number: Callable[[tuple[Number, Number, Number]], Number]) -> Callable
     return lambda sample: (((name,), number(figures)) for name, *rest in sample.maps for figures in [(rest[0], rest[1], rest[2])])
 
 
+def _readable(sample: NodeSample) -> Each:
+    if sample.readable is not None:
+        readable, processes = sample.readable
+        yield ("yes",), readable
+        yield ("no",), processes - readable
+
+
 def _full(sample: NodeSample) -> Each:
     return (((figures.name,), figures.full) for figures in sample.maps)
 
@@ -81,6 +88,13 @@ FAMILIES: Final[tuple[Family, ...]] = (
         "the kernel's BTF; what bpf(2) and the cgroup files answered",
         ("feature", "reason"),
         _unavailable,
+    ),
+    _family(
+        "nsagent_processes_readable",
+        "Processes this user can read in full, and those it cannot, whose usage counts nowhere; absent where BPF accounts all.",
+        "/proc",
+        ("readable",),
+        _readable,
     ),
     _family(
         "nsagent_collector_success",

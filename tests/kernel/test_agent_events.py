@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -129,3 +130,20 @@ def test_the_configuration_file_has_lists(world: list[str], tmp_path: Path) -> N
     done = run_nsagent("agent", "--config", str(file), *world)
     assert done.returncode == 2
     assert "events-to" in done.stderr
+
+
+def test_an_event_of_a_user_namespace_has_the_uid_inside(world: list[str], state_dir: Path) -> None:
+    lines: list[str] = []
+    script = "unshare -U -r sh -c 'unshare -u sleep 2'"
+    with running(world), nsagent_running("trace", *world[:2], "-o", "json", "--kind", "uts") as trace:
+        stdout = trace.stdout
+        assert stdout is not None
+        threading.Thread(target=lambda: lines.extend(stdout), daemon=True).start()
+
+        def seen() -> list[dict[str, Any]]:
+            subprocess.run(["sh", "-c", script], check=True)
+            return [event for event in map(json.loads, lines) if event["comm"] == "unshare" and "uid_inside" in event]
+
+        event = wait_for(seen, 60, "an event of the inner unshare")[0]
+    assert (event["syscall"], event["uid"], event["uid_inside"]) == ("unshare", 0, 0)
+    assert event["exe"].endswith("unshare")

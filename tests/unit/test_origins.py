@@ -115,3 +115,14 @@ def test_paths_that_the_kernel_does_not_tell_are_absent(tmp_path: Path) -> None:
     for mountpoint in (str(tmp_path), str(tmp_path / "nowhere")):
         paths = Paths(Hierarchy(2, mountpoint, frozenset()))
         assert [paths.find(number) for number in (0, 1, tmp_path.stat().st_ino, 2**64 - 1)] == [None] * 4
+
+
+def test_a_uid_is_mapped_into_the_callers_user_namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    maps = tmp_path / "uid_map"
+    maps.write_text("         0     100000      65536\n     70000       1000          1\n")
+    real = open
+    monkeypatch.setattr("builtins.open", lambda path, *rest, **more: real(maps if "uid_map" in str(path) else path, **more))
+    assert origins._uid_inside(1, 100000) == 0
+    assert origins._uid_inside(1, 165535) == 65535
+    assert origins._uid_inside(1, 1000) == 70000
+    assert origins._uid_inside(1, 5) is None

@@ -14,7 +14,10 @@ import pytest
 from tests import support
 from tests.vm import kernels, machine, matrix, table
 
-TESTS = "burn or a_process_that_moves or zombies or counts_every_unshare or failed_setns or setns_names or count_once_a_call"
+TESTS = (
+    "burn or a_process_that_moves or zombies or counts_every_unshare or failed_setns or setns_names or count_once_a_call "
+    "or histogram"
+)
 
 
 def test_judge_finds_faults() -> None:
@@ -55,4 +58,4 @@ def test_exact_and_traced_on_another_kernel(tmp_path: Path) -> None:
     assert report["programs"]["traced_by"] == "functions"
     assert not report["features"]["ns_id"][0]
     assert len(report["accounting"]) == 7
-    assert [row[0] for row in report["tests"].values()] == ["passed"] * 7
+    assert [row[0] for row in report["tests"].values()] == ["passed"] * 8
