@@ -440,6 +440,8 @@ def open_node(config: AgentConfig, *, keep_history: bool = False) -> Iterator[No
                     log.info("event=mounted by=%s", mount.__name__)
             except NsagentError as error:  # what needs it will say so
                 log.debug("event=not_mounted by=%s reason=%s", mount.__name__, error)
+        with contextlib.suppress(NsagentError):
+            pins.sweep_private()
         with contextlib.suppress(UnsupportedError, AccessError):  # attach will say so
             owner = pins.own(config.pin_dir, deadline_s=2.0)
     unload = config.ephemeral

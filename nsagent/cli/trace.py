@@ -17,8 +17,6 @@ from nsagent import config, control, jobs
 from nsagent.kernel import mounts, pins
 from nsagent.namespaces import KINDS
 
-_PRIVATE = f"{mounts.BPFFS}/nsagent-trace-"
-
 
 @click.command(
     epilog="""\
@@ -78,8 +76,8 @@ def _private_events(request: dict[str, Any], cache_dir: str) -> Generator[str, N
     wanted, as_json, left = control.parse_trace(request)
     mounts.mount_bpffs()
     mounts.mount_tracefs()
-    _sweep()
-    pin_dir = f"{_PRIVATE}{os.getpid()}"
+    pins.sweep_private()
+    pin_dir = f"{pins.PRIVATE}{os.getpid()}"
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     owner = pins.own(pin_dir)
@@ -114,17 +112,6 @@ def _private_events(request: dict[str, Any], cache_dir: str) -> Generator[str, N
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
-
-
-def _sweep() -> None:
-    """Remove the programs of a `nsagent trace` that was killed: those whose directory nobody owns."""
-    names: list[str] = []
-    with contextlib.suppress(OSError):  # no bpffs, or not ours to read: what needs it next says so
-        names = os.listdir(mounts.BPFFS)
-    for name in names:
-        path = os.path.join(mounts.BPFFS, name)
-        if path.startswith(_PRIVATE) and pins.owner(path) is None:
-            pins.unload(path)
 
 
 command = trace

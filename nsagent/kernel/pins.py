@@ -25,6 +25,7 @@ from nsagent.kernel import mounts
 from nsagent.kernel.abi import ABI_VERSION
 
 DEFAULT_PIN_DIR: Final = f"{mounts.BPFFS}/nsagent"
+PRIVATE: Final = f"{mounts.BPFFS}/nsagent-trace-"  # and a pid: what a `nsagent trace` without an agent has for itself
 _POLL_S: Final = 0.02
 
 
@@ -204,3 +205,14 @@ def unload(pin_dir: str) -> bool:
         except OSError as exc:
             raise AccessError(f"cannot remove the pins in {pin_dir}: {exc.strerror}", hint="run as root") from exc
     return any(removed)
+
+
+def sweep_private() -> None:
+    """Remove the programs of a `nsagent trace` that was killed: those whose directory nobody owns."""
+    names: list[str] = []
+    with contextlib.suppress(OSError):  # no bpffs, or not ours to read: what needs it next says so
+        names = os.listdir(mounts.BPFFS)
+    for name in names:
+        path = os.path.join(mounts.BPFFS, name)
+        if path.startswith(PRIVATE) and owner(path) is None:
+            unload(path)

@@ -306,6 +306,16 @@ def test_trace_with_no_agent_loads_its_own_and_unloads_it(state_dir: Path) -> No
         assert not place.exists()
 
 
+def test_a_killed_trace_is_tidied_up_by_an_agent(world: list[str], tmp_path: Path) -> None:
+    with tracing("--pid", "1", "--state-dir", str(tmp_path), "--cache-dir", CACHE) as trace:
+        left = loaded(trace)
+        trace.kill()
+        trace.communicate()
+    assert left.exists()
+    with running(world):
+        assert not left.exists()
+
+
 def test_a_killed_trace_is_tidied_up_by_the_next(state_dir: Path) -> None:
     flags = ["--pid", "1", "--kind", "time", "--state-dir", str(state_dir), "--cache-dir", CACHE]  # which never happens
     with tracing(*flags) as trace:

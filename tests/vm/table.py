@@ -17,7 +17,8 @@ HEAD = """# What works on which kernel
 
 Written by `make test-vm`, which boots Debian's kernels in qemu and tries everything there: do not edit.
 Layouts: v2 is one cgroup v2 tree with pressure (PSI) on; v1 is one hierarchy a controller; hybrid is v1 with a v2 tree that has
-no controller. A kernel that is not "exact" here still runs the agent: without BPF it reads /proc, and `nsagent doctor` says so.
+no controller. Where the programs do not load the agent reads /proc, approximately, and `nsagent doctor` says why. Times are of
+emulated machines, and are no measure of anything.
 
 """
 
