@@ -9,6 +9,7 @@ import click
 
 from nsagent import libc, namespaces
 from nsagent.errors import AccessError, LaunchError, NsagentError, UnsupportedError, UsageError
+from nsagent.launch import idmaps
 from nsagent.namespaces import NamespaceKind
 
 EPILOG = """\
@@ -52,19 +53,7 @@ def change(wanted: frozenset[NamespaceKind]) -> None:
     except OSError as exc:
         raise _refused(exc, names) from exc
     if NamespaceKind.USER in wanted:
-        for path, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
-            _write_own(f"/proc/self/{path}", text)
-
-
-def _write_own(path: str, text: str) -> None:
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(fd, text.encode())
-        finally:
-            os.close(fd)
-    except OSError as exc:
-        raise LaunchError(f"ids: {path}: {exc.strerror}", stage="ids", call="write", errno=exc.errno or 0, path=path) from exc
+        idmaps.write(os.getpid(), idmaps.IdMaps(uid, gid, 1, setgroups=False))
 
 
 def _refused(exc: OSError, names: str) -> NsagentError:
