@@ -62,7 +62,7 @@ class Origins:
         path = self.path_of(event.cgroup_id) or ""
         exe = _exe(event) if self._reads_proc and event.notable else ""
         inside = None
-        if exe and (event.after[_USER] & 0xFFFFFFFF) != _FIRST_USER:
+        if exe and (event.after[_USER] & 0xFFFFFFFF) not in (0, _FIRST_USER):  # 0: not known
             inside = _uid_inside(event.tid, event.uid)
         return dataclasses.replace(event, origin=Origin(path, job_of(path), container_of(path), exe, inside))
 

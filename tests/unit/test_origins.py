@@ -102,7 +102,8 @@ def test_text_ends_with_the_container_or_the_job() -> None:
 def test_the_program_is_the_callers_or_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     where = origins.Origins(None, {7: f"/docker/{ID}"}.get)
     monkeypatch.setattr(where, "_reads_proc", True)
-    assert where.locate(event()).origin == Origin(f"/docker/{ID}", "", ID, os.path.realpath("/proc/self/exe"))
+    here = Origin(f"/docker/{ID}", "", ID, os.path.realpath("/proc/self/exe"), uid_inside=event().uid)  # its map is our own
+    assert where.locate(event()).origin == here
     assert where.locate(event(comm="another")).origin.exe == ""  # it has executed something else since
     assert where.locate(event(pid=2**22 + 1, tid=2**22 + 1)).origin.exe == ""  # it has ended: beyond PID_MAX_LIMIT
     assert where.locate(event(after=event().before)).origin.exe == ""  # a plain fork: not worth reading
