@@ -332,9 +332,11 @@ INLINE void read_memory(struct task_struct *task, struct memory *to)
 	read_kernel(stats, sizeof(stats), (void *)((u64)mm + OFFSET(struct mm_struct, rss_stat)));
 	first = (u64)stats[0].counters;
 	/* Since commit 14ef95be6f55 ("kernel/fork: group allocation/free of per-cpu counters for mm struct") (in v6.6) the
-	 * four lie side by side, and one read has them all. */
+	 * four lie side by side, and one read has them all. On 6.2 to 6.5 they do not, and what the CPUs hold is left out. */
 	together = (u64)stats[1].counters == first + 4 && (u64)stats[2].counters == first + 8 &&
 		   (u64)stats[3].counters == first + 12;
+	if (!together)
+		cpus = 0;
 	for (u32 cpu = 0; cpu < MAX_CPUS && cpu < cpus; cpu++) {
 		/* A copy: before commit 37cce22dbd51 ("bpf: verifier: Refactor helper access type tracking") (in v6.14) the
 		 * verifier forgets the value of what a helper is shown, and calls the loop infinite. */
@@ -343,14 +345,7 @@ INLINE void read_memory(struct task_struct *task, struct memory *to)
 		s32 parts[4] = {};
 		if (!offset)
 			break;
-		if (together) {
-			read_kernel(parts, sizeof(parts), (void *)(first + *offset));
-		} else {
-			read_kernel(&parts[0], 4, (void *)(first + *offset));
-			read_kernel(&parts[1], 4, (void *)((u64)stats[1].counters + *offset));
-			read_kernel(&parts[2], 4, (void *)((u64)stats[2].counters + *offset));
-			read_kernel(&parts[3], 4, (void *)((u64)stats[3].counters + *offset));
-		}
+		read_kernel(parts, sizeof(parts), (void *)(first + *offset));
 		to->pages[0] += parts[0];
 		to->pages[1] += parts[1];
 		to->pages[2] += parts[2];
