@@ -327,10 +327,6 @@ class KernelEvents:
         offset = time.clock_gettime_ns(time.CLOCK_REALTIME) - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         return [decode(record, offset) for record in self._opened().read()]
 
-    def skip(self) -> int:
-        """Consume the events there are without decoding them, while nobody wants any; return how many."""
-        return self._opened().consume(lambda record: None)
-
     def trace_all(self, on: bool) -> None:
         """Have an event for every call, forks that change nothing included."""
         self._attached.trace_all(on)

@@ -12,7 +12,7 @@ import re
 from typing import NamedTuple
 
 from nsagent.errors import UnsupportedError
-from nsagent.kernel.btf import ENUM, FUNC, STRUCT, TYPEDEF, VAR, Btf
+from nsagent.kernel.btf import FUNC, STRUCT, TYPEDEF, VAR, Btf
 
 # Every member the programs read: struct -> member -> C type. The one list to extend when a program reads more.
 STRUCTS: dict[str, dict[str, str]] = {
@@ -267,11 +267,6 @@ def project(btf: Btf) -> Projection:
         extra.append("#define HAVE_exit_group_dead 1")
     lines = [f"#define HAVE_{member.replace('.', '_')} 1" for member in sorted(have)] + extra + lines
     return Projection("\n".join(lines) + "\n", missing, kfuncs)
-
-
-def has_controller(btf: Btf, controller: str) -> bool:
-    """Tell whether the kernel was built with a cgroup controller (``cpuacct``)."""
-    return (ENUM, "cgroup_subsys_id") in btf.ids and f"{controller}_cgrp_id" in btf.enumerators("cgroup_subsys_id")
 
 
 def write_tree(tree: str, structs: str, machine: str) -> None:
