@@ -7,7 +7,6 @@ descriptor of a file is not kept, as each pins 5 KB of kernel memory.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 import resource
@@ -135,7 +134,7 @@ class Reader:
                 if limit is not None:
                     least = min(limit, math.inf if least is None else least)
             above = Tree.parent(above)
-        return dataclasses.replace(stats, memory=dataclasses.replace(stats.memory, effective_limit_bytes=least))
+        return stats._replace(memory=stats.memory._replace(effective_limit_bytes=least))
 
 
 def _sources(layout: Layout) -> list[_Source]:
@@ -163,7 +162,7 @@ def _bounded(stats: CgroupStats, parent: CgroupStats | None) -> CgroupStats:
     limits = [limit for limit in (memory.limit_bytes, above) if limit is not None]
     if not limits:
         return stats
-    return dataclasses.replace(stats, memory=dataclasses.replace(memory, effective_limit_bytes=min(limits)))
+    return stats._replace(memory=memory._replace(effective_limit_bytes=min(limits)))
 
 
 def _open_all(hierarchy: Hierarchy, paths: Iterable[str]) -> Iterator[tuple[str, int]]:

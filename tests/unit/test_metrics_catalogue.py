@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import subprocess
 import sys
@@ -79,11 +78,11 @@ def test_each_number_that_is_read_is_exported() -> None:
     assert exported == set(Usage._fields) - inner
     full = stats.CgroupStats(
         stats.CpuStats(*range(1, 11)),
-        dataclasses.replace(stats.MemoryStats(*range(11, 28)), detail={"anon": 28}, events={"oom": 29}),
+        stats.MemoryStats(*range(11, 28))._replace(detail={"anon": 28}, events={"oom": 29}),
         stats.IoStats({"8:0": stats.IoDevice(*range(30, 36))}),
         stats.PidsStats(*range(36, 40)),
     )
     shown = {getter(full) for f in catalogue.FAMILIES if f.scope is Scope.CGROUP for _, getter in f.parts if callable(getter)}
     shown |= {value for f in catalogue.FAMILIES if f.scope is Scope.CGROUP and f.each for _, value in f.each(full)}
     assert shown == set(range(1, 40))
-    assert len(dataclasses.fields(stats.MemoryStats)) == 19
+    assert len(stats.MemoryStats._fields) == 19
