@@ -1,0 +1,89 @@
+"""A real Prometheus scrapes a real agent while cgroups with hostile names come and go, 50 a second.
+
+Half a minute here; ten minutes with NSAGENT_TEST_CHURN_SECONDS=600 or `-m slow`.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e import prometheus
+from tests.kernel.agents import running
+from tests.support import cgroup_mounts, remove_cgroups, require_root, unique_name, wait_for
+
+pytestmark = pytest.mark.e2e
+A_SECOND = 50
+ALIVE = 30  # at once: the newest ones
+HOSTILE = ('quo"te', "back\\slash", "tab\tname", "one\\101", "\udcff\udcfe", "\udcff", "é", "x" * 255)
+
+
+@contextlib.contextmanager
+def churn(name: str) -> Iterator[list[int]]:
+    """Make and remove cgroups below `name` until left; the list's one element counts them."""
+    mounts = cgroup_mounts()
+    made, stop = [0], threading.Event()
+    for mount in mounts:
+        (mount / name).mkdir()
+
+    def work() -> None:
+        alive: collections.deque[list[Path]] = collections.deque()
+        while not stop.is_set():
+            number = made[0]
+            group = HOSTILE[number // 5 % len(HOSTILE)] if number % 5 == 0 else f"{number % 100}"
+            alive.append([mount / name / group for mount in mounts])
+            for top in alive[-1]:
+                top.mkdir()
+            made[0] += 1
+            for top in alive.popleft() if len(alive) > ALIVE else ():
+                top.rmdir()
+            stop.wait(1 / A_SECOND)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield made
+    finally:
+        stop.set()
+        thread.join()
+        remove_cgroups(name)
+
+
+def scrape_under_churn(world: list[str], directory: Path, seconds: float) -> None:
+    name = unique_name("churn")
+    with running(world) as agent, prometheus.running(directory, agent.facts["listen"]) as server:
+        wait_for(lambda: server.query('nsagent_cgroup_cpu_usage_seconds_total{cgroup="/"}'), 60, "the first sample")
+        with churn(name) as made:
+            end = time.monotonic() + seconds
+            while time.monotonic() < end:
+                time.sleep(1)
+            assert made[0] > seconds, "the churn must have been one"
+            assert server.value(f"count_over_time(up[{int(seconds)}s])") > seconds / 2
+        assert server.value(f"min_over_time(up[{int(seconds)}s])") == 1, "a scrape failed"
+        family = f'nsagent_cgroup_cpu_usage_seconds_total{{cgroup=~"/{name}/.*"}}'
+        seen = server.value(f"count(count by (cgroup) (max_over_time({family}[{int(seconds)}s])))")
+        assert seen > len(HOSTILE), "Prometheus must have seen some of them"
+        for trouble in ("out_of_order", "duplicate_timestamp", "out_of_bounds"):
+            assert server.own(f"prometheus_target_scrapes_sample_{trouble}_total") == 0
+        assert prometheus.check_metrics(agent.get()) == ""
+
+
+def test_scrapes_under_churn(world: list[str], tmp_path: Path) -> None:
+    scrape_under_churn(world, tmp_path, float(os.environ.get("NSAGENT_TEST_CHURN_SECONDS", "25")))
+
+
+@pytest.mark.slow
+def test_scrapes_under_churn_for_ten_minutes(world: list[str], tmp_path: Path) -> None:
+    scrape_under_churn(world, tmp_path, 600)
+
+
+@pytest.fixture(autouse=True)
+def _root() -> None:
+    require_root()
