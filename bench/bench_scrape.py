@@ -1,20 +1,25 @@
-"""One GET /metrics of a real agent, over HTTP, with 100 and then 1,000 cgroups added to those of the host, a sleeping
-process in every tenth: wall time, CPU of the agent (its process clock), samples. `all else` is the same agent
-before any cgroup was added."""
+"""One GET /metrics of a real agent, over HTTP, with 100, 1,000 and 5,000 cgroups added to those of the host, a sleeping process
+in each: wall time, CPU of the agent (its process clock), samples. `all else` is the same agent before any cgroup was added.
+`gzip` is what a Prometheus asks for. `bare reads` opens, reads and closes those files of the same cgroups that the agent reads,
+and does nothing with them: what a scrape in which nothing changed is measured against."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import resource
+import signal
+import statistics
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 from bench.agent import Agent, running_agent
-from bench.measure import PREFIX, Result, elapsed, herd
+from bench.measure import PREFIX, Result, elapsed
+from nsagent.cgroups import v1, v2
 
 TITLE = "A scrape"
-ROUNDS = 30
-SIZES = (100, 1000)
+ROUNDS = {0: 30, 100: 30, 1000: 30, 5000: 10}
 
 
 def hierarchies() -> list[Path]:
@@ -29,25 +34,52 @@ def hierarchies() -> list[Path]:
 
 
 @contextlib.contextmanager
-def cgroups(count: int) -> Iterator[None]:
-    """Have `count` cgroups in every hierarchy, with a sleeping process in every tenth."""
+def cgroups(count: int) -> Iterator[list[Path]]:
+    """Have `count` cgroups in every hierarchy with a sleeping process in each of v1's; yields their directories."""
     tops = [mount / PREFIX for mount in hierarchies()]
     names = [f"{number}" for number in range(count)]
     made: list[Path] = []
     try:
-        with herd(count // 10) as group:
-            pids = [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _group(pid) == group]
-            for top in tops:
-                for path in (top, *(top / name for name in names)):
-                    path.mkdir()
-                    made.append(path)
-                _settle_cpuset(top, names)
-                for pid, name in zip(pids, names[::10], strict=True):
-                    (top / name / "cgroup.procs").write_text(str(pid))
-            yield
+        for top in tops:
+            for path in (top, *(top / name for name in names)):
+                path.mkdir()
+                made.append(path)
+            _settle_cpuset(top, names)
+        with _sleepers(tops, names):
+            yield [path for path in made if path not in tops]
     finally:
         for path in reversed(made):
             path.rmdir()
+
+
+@contextlib.contextmanager
+def _sleepers(tops: list[Path], names: list[str]) -> Iterator[None]:
+    """Have a process in each cgroup of v1. It moves itself: `tasks` written with 0 waits for nobody, which cgroup.procs does."""
+    pids = []
+    try:
+        for name in names:
+            ready, told = os.pipe()
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    for tasks in (top / name / "tasks" for top in tops):
+                        if tasks.exists():
+                            tasks.write_text("0")
+                    os.closerange(3, 256)
+                    while True:
+                        signal.pause()
+                finally:
+                    os._exit(1)
+            pids.append(pid)
+            os.close(told)
+            os.read(ready, 1)
+            os.close(ready)
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        for pid in pids:
+            os.waitpid(pid, 0)
 
 
 def _settle_cpuset(top: Path, names: list[str]) -> None:
@@ -59,36 +91,69 @@ def _settle_cpuset(top: Path, names: list[str]) -> None:
                 (path / file).write_text(value)
 
 
-def _group(pid: int) -> int:
-    try:
-        return os.getpgid(pid)
-    except ProcessLookupError:
-        return -1
+def scrape_gzip(agent: Agent) -> bytes:
+    """GET /metrics as Prometheus does; return it compressed."""
+    request = urllib.request.Request(f"{agent.url}/metrics", headers={"Accept-Encoding": "gzip"})
+    with urllib.request.urlopen(request, timeout=60) as response:
+        return bytes(response.read())
 
 
-def measure_scrapes(agent: Agent) -> tuple[list[float], list[float], int]:
-    """Scrape ROUNDS times; return wall times, CPU times, and the samples of the last scrape."""
+def measure_scrapes(agent: Agent, rounds: int) -> tuple[dict[str, list[float]], int]:
+    """Scrape so many times in each form; return times by what they are of, and the samples of the last scrape."""
     agent.scrape()  # to see what is new
-    wall, cpu = [], []
-    text = b""
-    for _ in range(ROUNDS):
+    times: dict[str, list[float]] = {"wall": [], "wall, gzip": [], "agent CPU": []}
+    for _ in range(rounds):
         before = agent.cpu_ms()
-        wall.append(elapsed(agent.scrape))
-        cpu.append(agent.cpu_ms() - before)
-    text = agent.scrape()
-    return wall, cpu, sum(not line.startswith(b"#") for line in text.splitlines())
+        times["wall"].append(elapsed(agent.scrape))
+        times["agent CPU"].append(agent.cpu_ms() - before)
+        times["wall, gzip"].append(elapsed(lambda: scrape_gzip(agent)))
+    return times, sum(not line.startswith(b"#") for line in agent.scrape().splitlines())
+
+
+def read_bare(directories: list[tuple[int, list[str]]]) -> int:
+    """Read the files of each directory; return how many there were."""
+    done = 0
+    for directory, names in directories:
+        for name in names:
+            file = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+            with contextlib.suppress(OSError):  # EOPNOTSUPP: the kernel keeps no pressure
+                os.read(file, 65536)
+            os.close(file)
+            done += 1
+    return done
+
+
+def files_of(paths: list[Path]) -> list[tuple[int, list[str]]]:
+    """Open the directories; return with each the files in it that the agent may read."""
+    known = {name for files in (*v1.FILES.values(), *v2.FILES.values()) for name in files}
+    return [(os.open(path, os.O_RDONLY | os.O_DIRECTORY), sorted(known & set(os.listdir(path)))) for path in paths]
+
+
+def measure_bare(paths: list[Path], rounds: int) -> list[float]:
+    """Time bare reads of those cgroups' files."""
+    directories = files_of(paths)
+    try:
+        return [elapsed(lambda: read_bare(directories)) for _ in range(rounds)]
+    finally:
+        for directory, _ in directories:
+            os.close(directory)
 
 
 def measure() -> Result:
     """Scrape with growing numbers of cgroups."""
     result = Result()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 1 << 16)), hard))
     with running_agent() as agent:
-        walls, cpus = {}, {}
-        for size in (0, *SIZES):
+        series: dict[str, list[float]] = {}
+        for size, rounds in ROUNDS.items():
             name = f"{size:,} cgroups" if size else "all else"
-            with cgroups(size) if size else contextlib.nullcontext():
-                walls[f"wall, {name}"], cpus[f"agent CPU, {name}"], samples = measure_scrapes(agent)
-            result.notes.append(f"{name}: {samples:,} samples, PSS of the agent {agent.pss_mib():.1f} MiB.")
-    result.add(walls, "ms", "wall, all else")
-    result.add(cpus, "ms", "agent CPU, all else")
+            with cgroups(size) as paths:
+                times, samples = measure_scrapes(agent, rounds)
+                series |= {f"{what}, {name}": values for what, values in times.items()}
+                worst = f"p99 {statistics.quantiles(times['wall'], n=100)[98]:.0f} ms"
+                result.notes.append(f"{name}: {samples:,} samples, {worst}, PSS of the agent {agent.pss_mib():.1f} MiB.")
+                if size in (100, 1000):
+                    series[f"bare reads, {name}"] = measure_bare(paths, rounds)
+    result.add(series, "ms", "wall, 1,000 cgroups")
     return result
