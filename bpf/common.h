@@ -49,6 +49,8 @@ enum nsagent_map {
 	NSAGENT_MAP_RATES,
 	NSAGENT_MAP_NOTES,
 	NSAGENT_MAP_LEAVING,
+	NSAGENT_MAP_CGROUP_EVENTS,
+	NSAGENT_MAP_CGROUP_SCRATCH,
 };
 #define TASKS MAP(NSAGENT_MAP_TASKS)
 #define IDS MAP(NSAGENT_MAP_IDS)
@@ -66,6 +68,8 @@ enum nsagent_map {
 #define RATES MAP(NSAGENT_MAP_RATES)
 #define NOTES MAP(NSAGENT_MAP_NOTES)
 #define LEAVING MAP(NSAGENT_MAP_LEAVING)
+#define CGROUP_EVENTS MAP(NSAGENT_MAP_CGROUP_EVENTS)
+#define CGROUP_SCRATCH MAP(NSAGENT_MAP_CGROUP_SCRATCH)
 
 /* include/uapi/linux/bpf.h, enum bpf_func_id */
 static void *(*map_lookup)(void *map, const void *key) = (void *)1;

@@ -138,6 +138,7 @@ enum nsagent_stat {
 	NSAGENT_STAT_PASSES,	     /* tasks visited by passes */
 	NSAGENT_STAT_UNSEEN,	     /* changes no traced call explains */
 	NSAGENT_STAT_LATE,	     /* tasks met by another hook before their birth was told */
+	NSAGENT_STAT_CGROUPS_LOST,   /* births and ends of cgroups that found their ring buffer full */
 	NSAGENT_STATS,
 };
 
@@ -178,6 +179,41 @@ struct nsagent_event {
 	char comm[16];
 	char ancestor_comm[NSAGENT_ANCESTORS][16];
 	char arguments[NSAGENT_ARGUMENTS_BYTES]; /* argv as the process has it in memory, NUL after each */
+};
+
+/* What a struct nsagent_cgroup tells of: a cgroup that was made, or one that ended. */
+enum nsagent_cgroup_kind {
+	NSAGENT_CGROUP_MADE,
+	NSAGENT_CGROUP_ENDED,
+};
+
+/* Which of the last values of a cgroup this kernel and this hierarchy have. */
+enum nsagent_cgroup_have {
+	NSAGENT_HAVE_CPU = 1,
+	NSAGENT_HAVE_MEMORY_PEAK = 2,
+	NSAGENT_HAVE_OOM_KILLS = 4,
+	NSAGENT_HAVE_PIDS_PEAK = 8,
+};
+
+#define NSAGENT_PATH_BYTES 1024 /* TRACE_CGROUP_PATH_LEN of kernel/cgroup/cgroup-internal.h */
+
+/* A record of the ring buffer `cgroup_events`, of one hierarchy; cut off after `path_bytes` of the path. */
+struct nsagent_cgroup {
+	unsigned long long time_ns; /* CLOCK_BOOTTIME */
+	unsigned long long cgroup;
+	unsigned long long parent;
+	unsigned long long cpu_ns; /* v1: with descendants, living and dead; v2: without */
+	unsigned long long memory_peak_bytes;
+	unsigned long long oom_kills;
+	unsigned long long pids_peak;
+	unsigned int kind;
+	unsigned int hierarchy; /* as in /proc/PID/cgroup: 0 is v2 */
+	unsigned int level;
+	unsigned int have;
+	unsigned int path_bytes; /* with the NUL */
+	unsigned int padding;
+	char path[NSAGENT_PATH_BYTES];
+	char room[944]; /* to a power of two, for the verifier */
 };
 
 /* Events of one cgroup in the second that began at `since_ns`. */

@@ -76,6 +76,7 @@ STATS: Final = (
     "passes",
     "unseen",
     "late",
+    "cgroups_lost",
 )
 # enum nsagent_syscall; the last stands for "no traced call explains the change"
 SYSCALLS: Final = ("clone", "clone3", "fork", "vfork", "unshare", "setns")
@@ -86,6 +87,14 @@ MAX_CPUS: Final = 64
 # struct nsagent_event
 ANCESTORS: Final = 4
 EVENT: Final = struct.Struct("=QQQqQ8Q8QQQIIIIIIIIII16s16s16s16s16s128s")
+
+# struct nsagent_cgroup, up to its path; enum nsagent_cgroup_kind; enum nsagent_cgroup_have, bit by bit
+CGROUP: Final = struct.Struct("=7Q6I")
+CGROUP_BYTES: Final = 2048
+CGROUP_RING_BYTES: Final = 1 << 20
+PATH_BYTES: Final = 1024
+CGROUP_KINDS: Final = ("made", "ended")
+CGROUP_HAVE: Final = ("cpu_ns", "memory_peak_bytes", "oom_kills", "pids_peak")
 
 
 def map_specs(rows: int, ring_bytes: int) -> dict[str, dict[str, Any]]:
@@ -110,5 +119,7 @@ def map_specs(rows: int, ring_bytes: int) -> dict[str, dict[str, Any]]:
         "here": spec("percpu_array", 4, 8, 1),
         "rates": spec("lru_hash", 8, 16, 1024),
         "leaving": spec("hash", 8, 8 * (2 + len(COUNTERS)), 8192),
+        "cgroup_events": spec("ringbuf", 0, 0, CGROUP_RING_BYTES),
+        "cgroup_scratch": spec("array", 4, CGROUP_BYTES, 1),
         "notes": spec("lru_hash", 8, 8 * (1 + len(COUNTERS)), 4096),
     }

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 
 from nsagent.errors import LoadError, NsagentError, UnsupportedError
 from nsagent.kernel import abi, bpf, build, create, objects
+from nsagent.kernel.cgroups import CgroupRing
 from nsagent.kernel.maps import possible_cpus
 from nsagent.kernel.ring import RingBuffer
 
@@ -96,11 +97,12 @@ def attach(
         LoadError: the compiler or the verifier refused.
     """
     found, cached = find_object(cache_dir, subsystem, rows=rows, ring_bytes=ring_bytes, object_dir=object_dir)
-    groups = {"account"}
+    groups = {"account", "cgroups"}
     if trace:
         groups.add("trace_functions" if _fentry_works(found) else "trace_tracepoints")
-    try:
-        loaded = objects.load(
+
+    def load() -> objects.Loaded:
+        return objects.load(
             found,
             pin_dir,
             groups=groups,
@@ -110,6 +112,17 @@ def attach(
             lineage=f"cgroups of {subsystem}",
             exact=not as_found,
         )
+
+    try:
+        try:
+            loaded = load()
+        except LoadError as error:
+            if "on_cgroup_" not in str(error):
+                raise
+            log.warning("event=degraded feature=cgroup_ends reason=%s", error)
+            found.missing["cgroup_ends"] = str(error)
+            groups.remove("cgroups")
+            loaded = load()
     except LoadError as error:
         if error.log and (path := build.keep_log(cache_dir, "verifier.log", error.log)):
             error.hint = f"{error.hint}; the verifier's text is in {path}"
@@ -268,6 +281,10 @@ class Attached:
     def ring(self) -> RingBuffer | None:
         """The ring buffer of events, for its one reader; None where nothing is traced."""
         return RingBuffer(self._maps["events"]) if self.traces else None
+
+    def cgroup_ring(self) -> CgroupRing | None:
+        """The births and ends of cgroups, for their one reader; None where they are not told."""
+        return CgroupRing(self._maps["cgroup_events"]) if "on_cgroup_rmdir" in self._loaded.links else None
 
     def trace_all(self, on: bool) -> None:
         """Have an event for every call, forks that change nothing included."""

@@ -61,6 +61,8 @@ def list_programs(machine: str) -> list[Program]:
         Program("on_exit", "on_exit", "account", "tracing", "tp_btf", "sched_process_exit"),
         Program("on_free", "on_free", "account", "tracing", "tp_btf", "sched_process_free"),
         Program("on_pass", "on_pass", "account", "tracing", "iter", "task"),
+        Program("on_cgroup_mkdir", "on_cgroup_mkdir", "cgroups", "tracing", "tp_btf", "cgroup_mkdir"),
+        Program("on_cgroup_rmdir", "on_cgroup_rmdir", "cgroups", "tracing", "tp_btf", "cgroup_rmdir"),
     ]
     ends = [(call, "fork") for call in _FORKS[machine]] + [(call, "change") for call in _CHANGES]
     first: dict[str, str] = {}
@@ -83,7 +85,8 @@ def list_programs(machine: str) -> list[Program]:
 
 # In the order of enum nsagent_map of bpf/common.h: a marker carries the index.
 MAPS = ("tasks", "ids", "rows", "spare", "config", "stats", "generations", "events", "syscalls", "namespace_syscalls",
-        "contexts", "cpu_offsets", "here", "rates", "notes", "leaving")  # fmt: skip
+        "contexts", "cpu_offsets", "here", "rates", "notes", "leaving", "cgroup_events",
+        "cgroup_scratch")  # fmt: skip
 
 _MARKER = 0x4E53410000004D41
 _LD_IMM64, _CALL, _PSEUDO_KFUNC = 0x18, 0x85, 0x20
@@ -150,7 +153,7 @@ def build(request: dict[str, Any], tree: str) -> dict[str, Any]:
     if any(program.group == "trace_functions" for program in absent.values()):
         absent |= {program.name: program for program in wanted if program.group == "trace_functions"}  # all or none
     for name, program in absent.items():
-        if program.group == "account":
+        if program.group in ("account", "cgroups"):
             missing[name] = f"this kernel has no {program.target} to attach to"
     sys.path.pop(0)
     if os.geteuid() == 0 and request["uid"]:

@@ -94,7 +94,29 @@ STRUCTS: dict[str, dict[str, str]] = {
     "pid": {"level": "u32", "numbers": "struct upid[1]"},
     "css_set": {"dfl_cgrp": "struct cgroup *", "subsys": "struct cgroup_subsys_state *[16]"},
     "cgroup_subsys_state": {"cgroup": "struct cgroup *", "parent": "struct cgroup_subsys_state *"},
-    "cgroup": {"self": "struct cgroup_subsys_state", "kn": "struct kernfs_node *"},
+    "cgroup": {
+        "self": "struct cgroup_subsys_state",
+        "kn": "struct kernfs_node *",
+        "level": "int",
+        "root": "struct cgroup_root *",
+        "subsys": "struct cgroup_subsys_state *[16]",
+        "rstat_base_cpu": "struct cgroup_rstat_base_cpu *",  # per CPU, as is rstat_cpu, which had it before v6.16
+        "rstat_cpu": "struct cgroup_rstat_cpu *",
+    },
+    "cgroup_root": {"hierarchy_id": "int"},
+    "cgroup_rstat_base_cpu": {"bstat": "struct cgroup_base_stat"},
+    "cgroup_rstat_cpu": {"bstat": "struct cgroup_base_stat"},
+    "cgroup_base_stat": {"cputime": "struct task_cputime"},
+    "task_cputime": {"sum_exec_runtime": "u64"},
+    "cpuacct": {"css": "struct cgroup_subsys_state", "cpuusage": "u64 *"},  # per CPU
+    "cpuacct_usage": {"usages": "u64[2]"},
+    "mem_cgroup": {
+        "css": "struct cgroup_subsys_state",
+        "memory": "struct page_counter",
+        "memory_events": "atomic_long_t[8]",
+    },
+    "page_counter": {"watermark": "unsigned long"},
+    "pids_cgroup": {"css": "struct cgroup_subsys_state", "watermark": "s64"},
     "kernfs_node": {"id": "u64"},
     "files_struct": {"fdt": "struct fdtable *"},
     "fdtable": {"max_fds": "u32", "fd": "struct file **"},
@@ -259,6 +281,7 @@ def project(btf: Btf) -> Projection:
     missing = {feature: need.reason for feature, need in FEATURES.items() if not any(m in have for m in need.members)}
     kfuncs = {name: btf.ids[FUNC, name] for name in KFUNCS if (FUNC, name) in btf.ids}
     extra += [f"#define NSAGENT_{name} {value}" for name, value in btf.enumerators("cgroup_subsys_id").items()]
+    extra += [f"#define NSAGENT_{name} {value}" for name, value in btf.enumerators("memcg_memory_event").items()]
     extra += [f"#define HAVE_{name} 1" for name in kfuncs]
     if STORAGE_BUSY in btf.ids and STORAGE_RECUR not in btf.ids:
         extra.append("#define STORAGE_REFUSED_WHEN_BUSY 1")
