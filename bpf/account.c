@@ -306,7 +306,6 @@ INLINE void count_state(struct task_struct *task, struct nsagent_row *row)
 
 /* mm_struct's rss_stat: MM_FILEPAGES, MM_ANONPAGES, MM_SWAPENTS, MM_SHMEMPAGES (include/linux/mm_types_task.h) */
 enum { FILE_PAGES, ANON_PAGES, SWAP_ENTRIES, SHMEM_PAGES };
-#define MAX_CPUS 64
 
 struct memory {
 	s64 pages[4];
@@ -337,7 +336,7 @@ INLINE void read_memory(struct task_struct *task, struct memory *to)
 		   (u64)stats[3].counters == first + 12;
 	if (!together)
 		cpus = 0;
-	for (u32 cpu = 0; cpu < MAX_CPUS && cpu < cpus; cpu++) {
+	for (u32 cpu = 0; cpu < NSAGENT_MAX_CPUS && cpu < cpus; cpu++) {
 		/* A copy: before commit 37cce22dbd51 ("bpf: verifier: Refactor helper access type tracking") (in v6.14) the
 		 * verifier forgets the value of what a helper is shown, and calls the loop infinite. */
 		u32 key = cpu;

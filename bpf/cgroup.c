@@ -8,6 +8,8 @@
  */
 #include "common.h"
 
+#ifdef HAVE_cgroup_root_hierarchy_id
+
 static long (*ring_output)(void *ring, void *data, u64 size, u64 flags) = (void *)130;
 static u64 (*ring_query)(void *ring, u64 what) = (void *)134;
 static long (*read_kernel_string)(void *to, u32 size, const void *from) = (void *)115;
@@ -47,7 +49,7 @@ INLINE int sum_cpus(u64 pointer, int both, u64 *sum)
 	u64 cpus = configured(NSAGENT_CONFIG_CPUS), parts[2];
 	if (!pointer || !cpus)
 		return 0;
-	for (u32 cpu = 0; cpu < MAX_CPUS && cpu < cpus; cpu++) {
+	for (u32 cpu = 0; cpu < NSAGENT_MAX_CPUS && cpu < cpus; cpu++) {
 		u32 key = cpu; /* a copy, see read_memory() */
 		u64 *offset = map_lookup(CPU_OFFSETS, &key);
 		parts[0] = parts[1] = 0;
@@ -59,7 +61,7 @@ INLINE int sum_cpus(u64 pointer, int both, u64 *sum)
 	return 1;
 }
 
-INLINE void read_last_values(u64 cgroup, struct nsagent_cgroup *record)
+INLINE void read_last_values(u64 cgroup, struct nsagent_cgroup_record *record)
 {
 	u64 sum = 0, state;
 	int both = 0;
@@ -95,7 +97,7 @@ INLINE void read_last_values(u64 cgroup, struct nsagent_cgroup *record)
 INLINE int tell_cgroup(u64 cgroup, const void *path, u32 kind)
 {
 	u32 zero = 0;
-	struct nsagent_cgroup *record = map_lookup(CGROUP_SCRATCH, &zero);
+	struct nsagent_cgroup_record *record = map_lookup(CGROUP_SCRATCH, &zero);
 	if (!record)
 		return 0;
 	u64 above = (u64)READ(struct cgroup, cgroup, self.parent);
@@ -117,7 +119,8 @@ INLINE int tell_cgroup(u64 cgroup, const void *path, u32 kind)
 	u64 flags = 2 * ring_query(CGROUP_EVENTS, RING_AVAILABLE) > ring_query(CGROUP_EVENTS, RING_SIZE)
 			    ? RING_FORCE_WAKEUP
 			    : RING_NO_WAKEUP;
-	u64 bytes = forget(OFFSET(struct nsagent_cgroup, path) + length) & (sizeof(struct nsagent_cgroup) - 1);
+	u64 bytes = forget(OFFSET(struct nsagent_cgroup_record, path) + length) &
+		    (sizeof(struct nsagent_cgroup_record) - 1);
 	if (ring_output(CGROUP_EVENTS, record, bytes, flags))
 		count(NSAGENT_STAT_CGROUPS_LOST);
 	return 0;
@@ -132,3 +135,4 @@ int on_cgroup_rmdir(u64 *ctx)
 {
 	return tell_cgroup(ctx[0], (void *)ctx[1], NSAGENT_CGROUP_ENDED);
 }
+#endif

@@ -181,7 +181,7 @@ struct nsagent_event {
 	char arguments[NSAGENT_ARGUMENTS_BYTES]; /* argv as the process has it in memory, NUL after each */
 };
 
-/* What a struct nsagent_cgroup tells of: a cgroup that was made, or one that ended. */
+/* What a struct nsagent_cgroup_record tells of: a cgroup that was made, or one that ended. */
 enum nsagent_cgroup_kind {
 	NSAGENT_CGROUP_MADE,
 	NSAGENT_CGROUP_ENDED,
@@ -195,10 +195,11 @@ enum nsagent_cgroup_have {
 	NSAGENT_HAVE_PIDS_PEAK = 8,
 };
 
+#define NSAGENT_MAX_CPUS 64
 #define NSAGENT_PATH_BYTES 1024 /* TRACE_CGROUP_PATH_LEN of kernel/cgroup/cgroup-internal.h */
 
 /* A record of the ring buffer `cgroup_events`, of one hierarchy; cut off after `path_bytes` of the path. */
-struct nsagent_cgroup {
+struct nsagent_cgroup_record {
 	unsigned long long time_ns; /* CLOCK_BOOTTIME */
 	unsigned long long cgroup;
 	unsigned long long parent;
@@ -220,6 +221,55 @@ struct nsagent_cgroup {
 struct nsagent_rate {
 	unsigned long long since_ns;
 	unsigned long long events;
+};
+
+/* What a walk through one hierarchy says of one cgroup; `present` has bits of nsagent_lane_has, all else is 0. */
+enum nsagent_lane_has {
+	NSAGENT_LANE_CPUACCT,
+	NSAGENT_LANE_SHARES,
+	NSAGENT_LANE_BANDWIDTH,
+	NSAGENT_LANE_BURST,
+	NSAGENT_LANE_MEMORY,
+	NSAGENT_LANE_KMEM,
+	NSAGENT_LANE_SOFT_LIMIT,
+	NSAGENT_LANE_PIDS,
+	NSAGENT_LANE_PIDS_PEAK,
+	NSAGENT_LANE_PIDS_EVENTS,
+};
+
+struct nsagent_lane {
+	unsigned long long id; /* of kernfs; so is that of the parent, 0 for the root's */
+	unsigned long long parent;
+	unsigned long long present;
+	unsigned long long usage_ns;
+	unsigned long long user_ns;
+	unsigned long long system_ns;
+	unsigned long long shares; /* scaled by 1024 */
+	unsigned long long quota_ns;
+	unsigned long long period_ns;
+	unsigned long long periods;
+	unsigned long long throttled_periods;
+	unsigned long long throttled_ns;
+	unsigned long long bursts;
+	unsigned long long burst_ns;
+	unsigned long long memory_pages;
+	unsigned long long memory_peak_pages;
+	unsigned long long memory_max_pages;
+	unsigned long long memory_high_pages;
+	unsigned long long memory_low_pages;
+	unsigned long long memory_min_pages;
+	unsigned long long memory_failures;
+	unsigned long long swap_pages; /* on v1 memory and swap */
+	unsigned long long swap_max_pages;
+	unsigned long long swap_failures;
+	unsigned long long memory_events[6]; /* low, high, max, oom, oom_kill, oom_group_kill */
+	unsigned long long kernel_pages;
+	unsigned long long soft_limit_pages;
+	unsigned long long pids;
+	unsigned long long pids_limit;
+	unsigned long long pids_peak;
+	unsigned long long pids_refused;      /* by the limits of this cgroup, in it and below */
+	unsigned long long pids_refused_here; /* forks of this cgroup, by whatever limit */
 };
 
 #endif

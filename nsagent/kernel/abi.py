@@ -88,7 +88,7 @@ MAX_CPUS: Final = 64
 ANCESTORS: Final = 4
 EVENT: Final = struct.Struct("=QQQqQ8Q8QQQIIIIIIIIII16s16s16s16s16s128s")
 
-# struct nsagent_cgroup, up to its path; enum nsagent_cgroup_kind; enum nsagent_cgroup_have, bit by bit
+# struct nsagent_cgroup_record, up to its path; enum nsagent_cgroup_kind; enum nsagent_cgroup_have, bit by bit
 CGROUP: Final = struct.Struct("=7Q6I")
 CGROUP_BYTES: Final = 2048
 CGROUP_RING_BYTES: Final = 1 << 20

@@ -35,7 +35,7 @@ class CgroupRecord(NamedTuple):
 
 
 def parse_record(data: bytes | memoryview, boot_ns: int = 0) -> CgroupRecord:
-    """Read a struct nsagent_cgroup; `boot_ns` is the CLOCK_REALTIME of the boot."""
+    """Read a struct nsagent_cgroup_record; `boot_ns` is the CLOCK_REALTIME of the boot."""
     time_ns, cgroup, parent, *values, kind, hierarchy, level, have, length, _ = abi.CGROUP.unpack_from(data)
     path = bytes(data[abi.CGROUP.size : abi.CGROUP.size + length]).rstrip(b"\0")
     known = (value if have >> bit & 1 else None for bit, value in enumerate(values))

@@ -64,6 +64,7 @@ def list_programs(machine: str) -> list[Program]:
         Program("on_cgroup_mkdir", "on_cgroup_mkdir", "cgroups", "tracing", "tp_btf", "cgroup_mkdir"),
         Program("on_cgroup_rmdir", "on_cgroup_rmdir", "cgroups", "tracing", "tp_btf", "cgroup_rmdir"),
     ]
+    programs.append(Program("on_cgroup", "on_cgroup", "cgroups", "tracing", "iter_of", "cgroup"))
     ends = [(call, "fork") for call in _FORKS[machine]] + [(call, "change") for call in _CHANGES]
     first: dict[str, str] = {}
     for call, kind in ends:
@@ -130,6 +131,7 @@ def find_target(btf: Any, typedef: int, function: int, program: Program) -> int:
     keys = {
         "tp_btf": [(typedef, f"btf_trace_{program.target}")],
         "iter": [(function, f"bpf_iter_{program.target}")],
+        "iter_of": [(function, f"bpf_iter_{program.target}")],
         "fentry": (functions := [(function, program.target), (function, "__do_sys_" + program.target.rpartition("_sys_")[2])]),
         "fexit": functions,
     }.get(program.attach, [])
@@ -152,8 +154,11 @@ def build(request: dict[str, Any], tree: str) -> dict[str, Any]:
     absent = {program.name: program for program in wanted if program.type == "tracing" and not ids[program.name]}
     if any(program.group == "trace_functions" for program in absent.values()):
         absent |= {program.name: program for program in wanted if program.group == "trace_functions"}  # all or none
+    if "cgroup_ends" in missing or any(program.group == "cgroups" for program in absent.values()):
+        absent |= {program.name: program for program in wanted if program.group == "cgroups"}
+        missing.setdefault("cgroup_ends", "this kernel has no tracepoints cgroup_mkdir and cgroup_rmdir")
     for name, program in absent.items():
-        if program.group in ("account", "cgroups"):
+        if program.group == "account":
             missing[name] = f"this kernel has no {program.target} to attach to"
     sys.path.pop(0)
     if os.geteuid() == 0 and request["uid"]:

@@ -108,15 +108,36 @@ STRUCTS: dict[str, dict[str, str]] = {
     "cgroup_rstat_cpu": {"bstat": "struct cgroup_base_stat"},
     "cgroup_base_stat": {"cputime": "struct task_cputime"},
     "task_cputime": {"sum_exec_runtime": "u64"},
-    "cpuacct": {"css": "struct cgroup_subsys_state", "cpuusage": "u64 *"},  # per CPU
+    "cpuacct": {"css": "struct cgroup_subsys_state", "cpuusage": "u64 *", "cpustat": "void *"},  # per CPU
+    "task_group": {"css": "struct cgroup_subsys_state", "shares": "unsigned long", "cfs_bandwidth": "struct cfs_bandwidth"},
+    "cfs_bandwidth": {
+        "quota": "u64",
+        "period": "s64",
+        "nr_periods": "int",
+        "nr_throttled": "int",
+        "throttled_time": "u64",
+        "nr_burst": "int",  # Since commit bcb1704a1ed2 ("sched/fair: Add cfs bandwidth burst statistics") (in v5.16)
+        "burst_time": "u64",
+    },
     "cpuacct_usage": {"usages": "u64[2]"},
     "mem_cgroup": {
         "css": "struct cgroup_subsys_state",
         "memory": "struct page_counter",
+        "swap": "struct page_counter",  # the same as `memsw`
+        "kmem": "struct page_counter",
+        "soft_limit": "unsigned long",
         "memory_events": "atomic_long_t[8]",
     },
-    "page_counter": {"watermark": "unsigned long"},
-    "pids_cgroup": {"css": "struct cgroup_subsys_state", "watermark": "s64"},
+    "page_counter": dict.fromkeys(("usage", "watermark", "max", "high", "low", "min", "failcnt"), "unsigned long"),
+    "pids_cgroup": {
+        "css": "struct cgroup_subsys_state",
+        "counter": "s64",
+        "limit": "s64",
+        "watermark": "s64",
+        "events_limit": "s64",
+        "events": "u64[2]",
+        "events_local": "u64[2]",
+    },
     "kernfs_node": {"id": "u64"},
     "files_struct": {"fdt": "struct fdtable *"},
     "fdtable": {"max_fds": "u32", "fd": "struct file **"},
@@ -158,6 +179,7 @@ FEATURES: dict[str, Need] = {
     "rss": Need(("mm_struct.owner",), "the kernel was built without CONFIG_MEMCG: an mm has no owner to count it at"),
     "pagetables": Need(("mm_struct.pgtables_bytes",), "mm_struct has no pgtables_bytes"),
     "time_namespaces": Need(("nsproxy.time_ns",), "the kernel has no time namespaces (they came with v5.6)"),
+    "cgroup_ends": Need(("cgroup_root.hierarchy_id",), "the kernel's BTF does not tell of which hierarchy a cgroup is"),
     "namespace_id": Need(("ns_common.ns_id",), "ns_common has no ns_id: nsagent counts births of an inum itself"),
 }
 

@@ -344,7 +344,7 @@ def _build(
             if before:
                 before(loaded.maps)
             for program in programs:
-                if program.attach != "none":
+                if program.attach not in ("none", "iter_of"):
                     loaded.links[program.name] = create.attach(program, loaded.programs[program.same_as or program.name])
                     bpf.obj_pin(loaded.links[program.name], f"{new}/link_{program.name}")
             if after:

@@ -29,6 +29,7 @@ ATTACH: Final = {
     "fentry": ("tracing", bpf.TRACE_FENTRY),
     "fexit": ("tracing", bpf.TRACE_FEXIT),
     "iter": ("tracing", bpf.TRACE_ITER),
+    "iter_of": ("tracing", bpf.TRACE_ITER),  # of something that user space names, by a link of its own
     "tracepoint": ("tracepoint", 0),
     "none": ("", 0),
 }
