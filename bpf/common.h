@@ -51,6 +51,7 @@ enum nsagent_map {
 	NSAGENT_MAP_LEAVING,
 	NSAGENT_MAP_CGROUP_EVENTS,
 	NSAGENT_MAP_CGROUP_SCRATCH,
+	NSAGENT_MAP_LANE,
 };
 #define TASKS MAP(NSAGENT_MAP_TASKS)
 #define IDS MAP(NSAGENT_MAP_IDS)
@@ -70,6 +71,7 @@ enum nsagent_map {
 #define LEAVING MAP(NSAGENT_MAP_LEAVING)
 #define CGROUP_EVENTS MAP(NSAGENT_MAP_CGROUP_EVENTS)
 #define CGROUP_SCRATCH MAP(NSAGENT_MAP_CGROUP_SCRATCH)
+#define LANE MAP(NSAGENT_MAP_LANE)
 
 /* include/uapi/linux/bpf.h, enum bpf_func_id */
 static void *(*map_lookup)(void *map, const void *key) = (void *)1;

@@ -6,8 +6,6 @@
  */
 #include "common.h"
 
-static long (*seq_write)(void *file, const void *data, u32 size) = (void *)127;
-
 #define PRESENT(to, bit) ((to)->present |= 1ULL << (bit))
 
 #ifdef HAVE_cgroup_subsys
@@ -122,8 +120,13 @@ INLINE void read_pids(u64 css, struct nsagent_lane *to)
 
 int on_cgroup(u64 *ctx)
 {
-	u64 *meta = (u64 *)ctx[0], cgroup = ctx[1];
-	if (!cgroup)
+	/* Into a map: what a walk prints must fit the reader's buffer, because it cannot be resumed (cgroup_iter_seq_start()). */
+	u64 cgroup = ctx[1], *next = config(NSAGENT_CONFIG_LANE);
+	if (!cgroup || !next)
+		return 0;
+	u32 index = __sync_fetch_and_add(next, 1);
+	struct nsagent_lane *to = map_lookup(LANE, &index);
+	if (!to)
 		return 0;
 	struct nsagent_lane record = {};
 	record.id = cgroup_id(cgroup);
@@ -149,6 +152,6 @@ int on_cgroup(u64 *ctx)
 		read_pids(css, &record);
 #endif
 #endif
-	seq_write((void *)meta[0], &record, sizeof(record));
+	*to = record;
 	return 0;
 }

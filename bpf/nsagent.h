@@ -125,6 +125,7 @@ enum nsagent_config {
 	NSAGENT_CONFIG_PID,    /* this process and those below it */
 	NSAGENT_CONFIG_CGROUP, /* this accounting cgroup and those below it */
 	NSAGENT_CONFIG_RATE,   /* events a second from one cgroup at most */
+	NSAGENT_CONFIG_LANE,   /* records of the walk under way */
 	NSAGENT_CONFIGS,
 };
 

@@ -65,7 +65,22 @@ ROW: Final = struct.Struct(f"={KEY_WORDS + len(ROW_FIELDS)}Q")
 TASK_WORDS: Final = 3 + len(COUNTERS) + 7
 
 # enum nsagent_config
-CONFIG: Final = ("t0", "epoch", "next_row", "rows", "all", "trace", "cpus", "page", "kinds", "failed", "pid", "cgroup", "rate")
+CONFIG: Final = (
+    "t0",
+    "epoch",
+    "next_row",
+    "rows",
+    "all",
+    "trace",
+    "cpus",
+    "page",
+    "kinds",
+    "failed",
+    "pid",
+    "cgroup",
+    "rate",
+    "lane",
+)
 # enum nsagent_stat
 STATS: Final = (
     "rows_full",
@@ -97,6 +112,18 @@ CGROUP_KINDS: Final = ("made", "ended")
 CGROUP_HAVE: Final = ("cpu_ns", "memory_peak_bytes", "oom_kills", "pids_peak")
 
 
+# struct nsagent_lane, and of how many cgroups one hierarchy may have for the lane: 4.8 MB
+LANE_FIELDS: Final = (
+    "id", "parent", "present", "usage_ns", "user_ns", "system_ns", "shares", "quota_ns", "period_ns", "periods",
+    "throttled_periods", "throttled_ns", "bursts", "burst_ns", "memory_pages", "memory_peak_pages", "memory_max_pages",
+    "memory_high_pages", "memory_low_pages", "memory_min_pages", "memory_failures", "swap_pages", "swap_max_pages",
+    "swap_failures", "low", "high", "max", "oom", "oom_kill", "oom_group_kill", "kernel_pages", "soft_limit_pages", "pids",
+    "pids_limit", "pids_peak", "pids_refused", "pids_refused_here",
+)  # fmt: skip
+LANE: Final = struct.Struct(f"={len(LANE_FIELDS)}Q")
+LANE_RECORDS: Final = 16384
+
+
 def map_specs(rows: int, ring_bytes: int) -> dict[str, dict[str, Any]]:
     """Return the maps of bpf/common.h (enum nsagent_map) for the loader; sizes in bytes, `rows` contexts at most."""
 
@@ -121,5 +148,6 @@ def map_specs(rows: int, ring_bytes: int) -> dict[str, dict[str, Any]]:
         "leaving": spec("hash", 8, 8 * (2 + len(COUNTERS)), 8192),
         "cgroup_events": spec("ringbuf", 0, 0, CGROUP_RING_BYTES),
         "cgroup_scratch": spec("array", 4, CGROUP_BYTES, 1),
+        "lane": spec("array", 4, LANE.size, LANE_RECORDS, "mmapable"),
         "notes": spec("lru_hash", 8, 8 * (1 + len(COUNTERS)), 4096),
     }

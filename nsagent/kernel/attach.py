@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from nsagent.errors import LoadError, NsagentError, UnsupportedError
 from nsagent.kernel import abi, bpf, build, create, objects
 from nsagent.kernel.cgroups import CgroupRing
+from nsagent.kernel.lane import CgroupLane
 from nsagent.kernel.maps import possible_cpus
 from nsagent.kernel.ring import RingBuffer
 
@@ -298,6 +299,11 @@ class Attached:
         """
         for element, value in (("kinds", kinds), ("failed", failed), ("pid", pid), ("cgroup", cgroup), ("rate", rate)):
             _put(self._maps, element, value)
+
+    def lane(self) -> CgroupLane | None:
+        """What walks the cgroups of a hierarchy; None where this kernel has no bpf_iter/cgroup. For the caller to close."""
+        program = self._loaded.programs.get("on_cgroup")
+        return CgroupLane(program, self._maps) if program is not None else None
 
     def status(self) -> objects.Status:
         """Programs, maps, their memory and pins."""

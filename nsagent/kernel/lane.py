@@ -5,25 +5,17 @@ Since Linux kernel commit d4ccaf58a847 ("bpf: Introduce cgroup iter") (in v6.1).
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from nsagent.errors import LoadError
-from nsagent.kernel import bpf
+from nsagent.kernel import abi, bpf
+from nsagent.kernel.maps import Map
 
 _DESCENDANTS_PRE: Final = 2  # enum bpf_cgroup_iter_order: parents first
-# struct nsagent_lane of bpf/nsagent.h
-_FIELDS: Final = (
-    "id", "parent", "present", "usage_ns", "user_ns", "system_ns", "shares", "quota_ns", "period_ns", "periods",
-    "throttled_periods", "throttled_ns", "bursts", "burst_ns", "memory", "peak", "max", "high", "low", "min", "failures", "swap",
-    "swap_max", "swap_failures", "e_low", "e_high", "e_max", "e_oom", "e_oom_kill", "e_oom_group_kill", "kernel", "soft_limit",
-    "pids", "pids_limit", "pids_peak", "pids_refused", "pids_refused_here",
-)  # fmt: skip
-RECORD: Final = struct.Struct(f"={len(_FIELDS)}Q")
 _ID: Final = struct.Struct("=Q")
 _CPUACCT, _SHARES, _BANDWIDTH, _BURST, _MEMORY, _KMEM, _SOFT_LIMIT, _PIDS, _PIDS_PEAK, _PIDS_EVENTS = (1 << n for n in range(10))
 _NO_QUOTA: Final = (1 << 64) - 1  # RUNTIME_INF
@@ -38,7 +30,8 @@ class Core(NamedTuple):
     user_ns: int | None = None
     system_ns: int | None = None
     shares: int | None = None
-    limit_cores: float | None = None
+    quota_ns: float | None = None
+    period_ns: int | None = None
     periods: int | None = None
     throttled_periods: int | None = None
     throttled_ns: int | None = None
@@ -66,7 +59,7 @@ class Core(NamedTuple):
 
 def decode(record: bytes, page: int) -> Core:
     """Decode a record; `page` is the bytes of a page."""
-    w = RECORD.unpack(record)
+    w = abi.LANE.unpack(record)
     present = w[2]
     unlimited = ((1 << 63) - 1) // page  # PAGE_COUNTER_MAX
 
@@ -80,7 +73,8 @@ def decode(record: bytes, page: int) -> Core:
         w[4] if cpuacct else None,
         w[5] if cpuacct else None,
         w[6] >> _SHARES_UNIT if shares else None,
-        None if not bandwidth or not w[8] else math.inf if w[7] == _NO_QUOTA else w[7] / w[8],
+        None if not bandwidth else math.inf if w[7] == _NO_QUOTA else w[7],
+        w[8] if bandwidth else None,
         w[9] if bandwidth else None,
         w[10] if bandwidth else None,
         w[11] if bandwidth else None,
@@ -108,25 +102,32 @@ def decode(record: bytes, page: int) -> Core:
 
 
 class CgroupLane:
-    """Walks hierarchies with the program behind a descriptor. Links are its own, and go with it."""
+    """Walks hierarchies with the program behind a descriptor, one at a time. Links are its own, and go with it."""
 
-    def __init__(self, program: int) -> None:
+    def __init__(self, program: int, maps: Mapping[str, Map]) -> None:
         self._program = program
+        self._records = maps["lane"]
+        self._config = maps["config"]
         self._links: dict[str, int] = {}
 
     def read(self, mountpoint: str) -> dict[int, bytes]:
         """Return a record of each cgroup below and at a mountpoint, by kernfs id.
 
-        Raises LoadError: the kernel refuses, or broke the walk off.
+        Raises LoadError: the kernel refuses, or there are more cgroups than the map holds.
         """
+        size, next_record = abi.LANE.size, struct.pack("=I", abi.CONFIG.index("lane"))
+        self._config.update(next_record, bytes(8))
         try:
             link = self._links.get(mountpoint)
             if link is None:
                 link = self._links[mountpoint] = self._attach(mountpoint)
-            text = b"".join(_walk(bpf.iter_create(link)))
+            _walk(bpf.iter_create(link))
         except OSError as exc:
             raise LoadError(f"bpf_iter/cgroup of {mountpoint}: {exc.strerror}") from exc
-        size = RECORD.size
+        (count,) = _ID.unpack(self._config.lookup(next_record) or bytes(8))
+        if count > self._records.max_entries:
+            raise LoadError(f"{mountpoint} has {count} cgroups, and there is room for {self._records.max_entries}")
+        text = self._records.read_array(0, count)
         return {_ID.unpack_from(text, at)[0]: text[at : at + size] for at in range(0, len(text), size)}
 
     def _attach(self, mountpoint: str) -> int:
@@ -143,19 +144,8 @@ class CgroupLane:
         self._links.clear()
 
 
-def _walk(fd: int) -> Iterator[bytes]:
+def _walk(fd: int) -> None:
     try:
-        while True:
-            try:
-                chunk = os.read(fd, 1 << 16)
-            except BlockingIOError:  # EAGAIN: after a million objects the kernel lets others run
-                continue
-            except OSError as exc:
-                if exc.errno != errno.EINTR:
-                    raise
-                continue
-            if not chunk:
-                return
-            yield chunk
+        os.read(fd, 1)  # it prints nothing: one read is the whole walk
     finally:
         os.close(fd)
