@@ -233,9 +233,11 @@ class Ancestry:
         for cgroup in totals:
             levels.setdefault(self._depth(cgroup), set()).add(cgroup)
         for depth in range(max(levels, default=0), 0, -1):
+            shares: dict[int, list[Usage]] = {}
             for cgroup in levels.get(depth, ()):
-                parent = self._parent(cgroup)
-                totals[parent] = total([totals[parent], totals[cgroup]]) if parent in totals else totals[cgroup]
+                shares.setdefault(self._parent(cgroup), []).append(totals[cgroup])
+            for parent, parts in shares.items():  # at once: child by child, a thousand children cost a thousand sums
+                totals[parent] = total([totals[parent], *parts] if parent in totals else parts)
                 levels.setdefault(self._depth(parent), set()).add(parent)
         self._forget(totals)
         live = {path: totals.get(cgroup, Usage()) for path, cgroup in self._alive.items()}

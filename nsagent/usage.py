@@ -7,9 +7,9 @@ iterator and one copy of the rows. Without BPF, `nsagent.procfs` samples /proc i
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
 from nsagent.kernel import abi
 from nsagent.kernel.attach import Attached
@@ -18,6 +18,8 @@ from nsagent.namespaces import KINDS, NamespaceId, NamespaceKind
 # From the end of a task's last pass to its free; FACTS: 23 to 47 ms, once 1 s.
 _QUIET_S = 10.0
 _QUIET_PASSES = 3
+
+K = TypeVar("K", bound=Hashable)
 
 
 class Usage(NamedTuple):
@@ -61,6 +63,9 @@ class Usage(NamedTuple):
     rss_shmem_bytes: int = 0
     swap_bytes: int = 0
     pagetables_bytes: int = 0
+
+
+_NOTHING: Final = Usage()
 
 
 def total(rows: Sequence[Usage]) -> Usage:
@@ -125,6 +130,7 @@ class KernelUsage:
         self._successor = successor
         self._clock = clock
         self._ended: dict[tuple[int, int], float] = {}  # (place in the key, id): since when no task is in it
+        self._grouping = Grouping([])
         self._dropped: dict[int, tuple[float, int]] = {}  # row: when and in which pass its key was removed
 
     def read(self) -> NodeUsage:
@@ -133,18 +139,22 @@ class KernelUsage:
         epoch, counters = self._attached.epoch, len(abi.COUNTERS) + len(abi.EVENTS)
         first, stamp = abi.KEY_WORDS, abi.KEY_WORDS + counters
         no_gauges = (0,) * len(abi.GAUGES)
-        rows, live, quiet = [], [], []
+        keys, usages, live, quiet = [], [], [], []
         for index, words in enumerate(self._attached.rows()):
             if words[stamp] == epoch:
                 live.append(words[:first])
-                rows.append((words[0], words[1:first], Usage._make(words[first:stamp] + words[stamp + 1 :])))
+                keys.append((words[0], words[1:first]))
+                usages.append(Usage._make(words[first:stamp] + words[stamp + 1 :]))
             elif words[0] or any(words[first:stamp]):
                 if index and words[0]:
                     quiet.append((index, words[:first]))
-                rows.append((words[0], words[1:first], Usage._make(words[first:stamp] + no_gauges)))
+                keys.append((words[0], words[1:first]))
+                usages.append(Usage._make(words[first:stamp] + no_gauges))
         self._retire(live, quiet)
-        namespaces, cgroups, ended = group(rows)
-        return NodeUsage(namespaces, cgroups, ended, True, self._attached.missing_fields, len(rows))
+        if keys != self._grouping.keys:
+            self._grouping = Grouping(keys)
+        namespaces, cgroups, ended = self._grouping.sums(usages)
+        return NodeUsage(namespaces, cgroups, ended, True, self._attached.missing_fields, len(usages))
 
     def _retire(self, live: list[tuple[int, ...]], quiet: list[tuple[int, tuple[int, ...]]]) -> None:
         """Fold the rows nothing is left of, in two steps: drop the key, and when nobody can remember the row any more, fold.
@@ -178,20 +188,52 @@ class KernelUsage:
         """Nothing of its own to close: the programs belong to who attached them."""
 
 
-def group(
-    rows: Iterable[tuple[int, Sequence[int], Usage]],
-) -> tuple[dict[NamespaceId, Usage], dict[int, Usage], dict[NamespaceKind, Usage]]:
-    """Group (cgroup id, packed namespaces, usage) by namespace, by cgroup, and by kind for what is packed as 0: ended."""
-    by_kind: list[dict[int, list[Usage]]] = [{} for _ in KINDS]
-    by_cgroup: dict[int, list[Usage]] = {}
-    for cgroup, namespaces, usage in rows:
-        by_cgroup.setdefault(cgroup, []).append(usage)
-        for members, packed in zip(by_kind, namespaces, strict=True):
-            members.setdefault(packed, []).append(usage)
-    ended = {kind: total(members.pop(0, [])) for kind, members in zip(KINDS, by_kind, strict=True)}
-    flat = {
-        NamespaceId(kind, packed & 0xFFFFFFFF, packed >> 32): total(usages)
-        for kind, members in zip(KINDS, by_kind, strict=True)
-        for packed, usages in members.items()
-    }
-    return flat, {cgroup: total(usages) for cgroup, usages in by_cgroup.items()}, ended
+class Grouping:
+    """Which rows add up to which namespace and cgroup. It depends on the rows' keys alone, and those seldom change."""
+
+    def __init__(self, keys: Sequence[tuple[int, Sequence[int]]]) -> None:
+        """`keys` has (cgroup id, packed namespaces) of each row."""
+        self.keys = keys
+        cgroups: dict[int, list[int]] = {}
+        for row, (cgroup, _) in enumerate(keys):
+            cgroups.setdefault(cgroup, []).append(row)
+        self._cgroups = _plan(cgroups)
+        ended: dict[NamespaceKind, list[int]] = {}
+        found: dict[NamespaceId, list[int]] = {}
+        for place, kind in enumerate(KINDS):
+            members: dict[int, list[int]] = {}
+            for row, (_, packed) in enumerate(keys):
+                members.setdefault(packed[place], []).append(row)
+            ended[kind] = members.pop(0, [])
+            found.update((NamespaceId(kind, packed & 0xFFFFFFFF, packed >> 32), rows) for packed, rows in members.items())
+        self._ended = _plan(ended)
+        self._namespaces = _plan(found)
+
+    def sums(self, rows: Sequence[Usage]) -> tuple[dict[NamespaceId, Usage], dict[int, Usage], dict[NamespaceKind, Usage]]:
+        """Sum the usages of those rows by namespace, by cgroup, and by kind for what is packed as 0: ended."""
+        made: dict[tuple[int, ...], Usage] = {}
+        return _follow(self._namespaces, rows, made), _follow(self._cgroups, rows, made), _follow(self._ended, rows, made)
+
+
+class _Plan(NamedTuple, Generic[K]):
+    """What is to be summed: where it is one row, where several. The order of `keys` is that of the result."""
+
+    keys: tuple[K, ...]
+    single: dict[K, int]
+    several: dict[K, tuple[int, ...]]
+
+
+def _plan(members: Mapping[K, Sequence[int]]) -> _Plan[K]:
+    single = {key: rows[0] for key, rows in members.items() if len(rows) == 1}
+    return _Plan(tuple(members), single, {key: tuple(rows) for key, rows in members.items() if len(rows) != 1})
+
+
+def _follow(plan: _Plan[K], rows: Sequence[Usage], made: dict[tuple[int, ...], Usage]) -> dict[K, Usage]:
+    """Sum. `made` has the sums that there are: a host's processes share most of its namespaces, which are then one sum."""
+    sums = dict.fromkeys(plan.keys, _NOTHING)
+    sums.update(zip(plan.single, map(rows.__getitem__, plan.single.values()), strict=True))
+    for key, members in plan.several.items():
+        if members not in made:
+            made[members] = total([rows[row] for row in members])
+        sums[key] = made[members]
+    return sums
