@@ -25,7 +25,8 @@ def test_every_recorded_kernel(name: str, subsystem: str | None) -> None:
     support.require(os.uname().machine == "x86_64", "the recorded kernels are for x86-64")
     document = build.compile_object("00", subsystem, btf=str(FIXTURES / name))
     programs = {program["name"]: program for program in document["programs"]}
-    assert programs.keys() == {program.name for program in list_programs("x86_64")}
+    unknown = {"cgroups"} if "cgroup_ends" in document["missing"] else set()
+    assert programs.keys() == {program.name for program in list_programs("x86_64") if program.group not in unknown}
     for program in programs.values():
         assert bool(program["insns"]) != bool(program["same_as"])
         assert {name for _, name in program["relocations"]} <= set(MAPS)

@@ -86,8 +86,8 @@ def assert_clean(pin_dir: Path) -> None:
             program = bpf.prog_get_fd_by_id(bpf.link_info(link).prog_id)
             expected.append(bpf.prog_info(program).name)
             os.close(program)
-        tasks = loaded.maps["tasks"].fd
-        wait_for(lambda: attached_to(tasks) == sorted(expected), what="one link for each that is pinned")
+        used = [loaded.maps[name].fd for name in ("tasks", "cgroup_scratch")]  # each that is attached uses one of them
+        wait_for(lambda: sorted(sum(map(attached_to, used), [])) == sorted(expected), what="one link for each that is pinned")
     finally:
         loaded.close()
 
