@@ -49,7 +49,8 @@ INLINE int sum_cpus(u64 pointer, int both, u64 *sum)
 	u64 cpus = configured(NSAGENT_CONFIG_CPUS), parts[2];
 	if (!pointer || !cpus)
 		return 0;
-	for (u32 cpu = 0; cpu < NSAGENT_MAX_CPUS && cpu < cpus; cpu++) {
+	for (u64 cpu = 0; cpu < NSAGENT_MAX_CPUS && cpu < cpus; cpu++) {
+		HIDE(cpu);
 		u32 key = cpu; /* a copy, see read_memory() */
 		u64 *offset = map_lookup(CPU_OFFSETS, &key);
 		parts[0] = parts[1] = 0;

@@ -17,6 +17,9 @@
 
 #define INLINE static inline __attribute__((always_inline))
 #define barrier() asm volatile("" ::: "memory")
+/* Have the compiler know nothing of a number: it would make one test for inequality of a loop's two bounds, and 6.1's verifier,
+ * which cannot bound that, walk until its stack is full. */
+#define HIDE(number) asm volatile("" : "+r"(number))
 #define OFFSET(type, member) ((unsigned long)&((type *)0)->member)
 /*
  * Read a member by address. The verifier searches all of BTF by name, several times over, for each pointer it sees loaded from

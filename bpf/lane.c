@@ -23,7 +23,8 @@ INLINE void read_cpuacct(u64 css, struct nsagent_lane *to)
 	u64 usage = (u64)READ(struct cpuacct, account, cpuusage), modes = (u64)READ(struct cpuacct, account, cpustat);
 	if (!cpus)
 		return;
-	for (u32 cpu = 0; cpu < NSAGENT_MAX_CPUS && cpu < cpus; cpu++) {
+	for (u64 cpu = 0; cpu < NSAGENT_MAX_CPUS && cpu < cpus; cpu++) {
+		HIDE(cpu);
 		u32 key = cpu; /* a copy: see read_memory() of account.c */
 		u64 *offset = map_lookup(CPU_OFFSETS, &key), used = 0, mode[CPUTIMES] = {};
 		if (!offset)
