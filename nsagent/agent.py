@@ -32,6 +32,7 @@ from nsagent.cgroups.reader import Reader
 from nsagent.cgroups.stats import CgroupStats
 from nsagent.cgroups.tree import Tree
 from nsagent.config import AgentConfig
+from nsagent.conservation import read_node_cpu_ns
 from nsagent.control import Control, Hub, StateLock
 from nsagent.errors import AccessError, LoadError, NsagentError, UnsupportedError
 from nsagent.events import SCHEMA, EventFilter, KernelEvents, SyscallCounts
@@ -43,6 +44,7 @@ from nsagent.launch.quantities import parse_bytes
 from nsagent.metrics import catalogue
 from nsagent.metrics.encode import Encoder
 from nsagent.namespaces import NamespaceKind
+from nsagent.nsfigures import NamespaceReader, NodeFigures
 from nsagent.origins import Origins
 from nsagent.patrol import ROUND_S, Patrol
 from nsagent.records import Counts
@@ -114,6 +116,7 @@ class Node:
         before = self.history.counts.values if self.history else collections.Counter[str]()
         self._found_before = {rule: before[f"finding {rule}"] for rule in RULES}
         self._lost_before = before[_QUEUE_FULL]
+        self._namespaces = NamespaceReader()
         self.sampler = self._make_sampler(config.retain_ns)
         self.sampler.facts = self._facts()
 
@@ -176,6 +179,7 @@ class Node:
 
     def _make_sampler(self, retain_ns: int) -> Sampler:
         cgroups, findings = self.cgroups, self._found if self.findings else None
+        figures = self._figures if self.history else None
         if self.attached is None:
             from nsagent.procusage import ProcfsUsage
 
@@ -189,6 +193,7 @@ class Node:
                 usage=usage,
                 history=self.history,
                 findings=findings,
+                namespace_figures=figures,
             )
         successor = self.ancestry.successor if cgroups else lambda cgroup: cgroup
         return Sampler(
@@ -200,7 +205,17 @@ class Node:
             maps=self._maps,
             history=self.history,
             findings=findings,
+            namespace_figures=figures,
+            node_cpu_ns=self._node_cpu_ns,
         )
+
+    def _figures(self) -> NodeFigures:
+        assert self.history is not None
+        return self._namespaces.read({namespace: pid for namespace, (pid, _) in self.history.oldest().items()})
+
+    def _node_cpu_ns(self) -> int:
+        cpuacct = self.layout.of("cpuacct") if self.layout else None
+        return read_node_cpu_ns(cpuacct.mountpoint if cpuacct and cpuacct.version == 1 else None)
 
     def _counts(self) -> SyscallCounts:
         assert self.events is not None

@@ -74,6 +74,7 @@ _NS_GET_USERNS: Final = 0xB701  # Since Linux kernel commit 6786741dbf99 (in v4.
 _NS_GET_PARENT: Final = 0xB702
 _NS_GET_NSTYPE: Final = 0xB703  # Since Linux kernel commit e5ff5ce6e20e (in v4.11)
 _NS_GET_ID: Final = 2 << 30 | 8 << 16 | 0xB7 << 8 | 13  # _IOR(NSIO, 13, __u64); 6.18 has it, 6.12 answers ENOTTY
+FIRST_USER: Final = 0xEFFFFFFD  # include/uapi/linux/nsfs.h: USER_NS_INIT_INO, the same since v3.8
 
 # The order of setns(2) where one call cannot take all: user first, whose capabilities the others ask for.
 ENTER_ORDER: Final = (NamespaceKind.USER, *(k for k in KINDS if k not in ("user", "mnt")), NamespaceKind.MNT)
@@ -230,6 +231,27 @@ def parent(fd: int) -> NamespaceId | None:
 def owner(fd: int) -> NamespaceId | None:
     """Return the user namespace that owns the one behind `fd` (of a user namespace: its parent); None as in `parent`."""
     return _related(fd, _NS_GET_USERNS)
+
+
+def lineage(fd: int) -> tuple[int, ...]:
+    """Return the inums of the pid or user namespace behind `fd` and of those above it, as far as the caller may see.
+
+    Raises:
+        UsageError: a kind without parents, or no namespace. NsagentError: no descriptor is left.
+    """
+    fds = [fd]
+    try:
+        while True:
+            fds.append(fcntl.ioctl(fds[-1], _NS_GET_PARENT))
+    except OSError as exc:
+        if exc.errno in (errno.EINVAL, errno.ENOTTY):
+            raise UsageError(f"descriptor {fd} has no parents", hint="only pid and user namespaces nest") from exc
+        if exc.errno != errno.EPERM:  # that is: the first one, or one whose parent lies outside of the caller's own
+            raise _translate(exc, f"descriptor {fd}") from exc
+        return tuple(os.fstat(each).st_ino for each in fds)
+    finally:
+        for each in fds[1:]:
+            os.close(each)
 
 
 def enter(pid: int, kinds: Iterable[NamespaceKind], *, pidfd: int | None = None, procfs: str = "/proc") -> None:

@@ -18,10 +18,12 @@ from dataclasses import dataclass, field
 from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
 from nsagent.cgroups.stats import CgroupStats
+from nsagent.conservation import Conservation
 from nsagent.errors import NsagentError
 from nsagent.events import SyscallCounts
 from nsagent.history import Figures, History
 from nsagent.namespaces import NamespaceId, NamespaceKind
+from nsagent.nsfigures import NodeFigures
 from nsagent.usage import NodeUsage, Usage, UsageSource, total
 
 log = logging.getLogger(__name__)
@@ -65,7 +67,9 @@ class Facts:
 class NodeSample:
     """A node at one moment. cgroups are by path; `cgroup_usage` includes descendants. `missing` names fields of Usage that
     mean nothing here, `has_usage` is False where usage could not be read in this sample, `time_ns` is CLOCK_REALTIME.
-    `namespaces_gone` has, by kind, what namespaces used that are in neither of the other two any more: the fields GONE."""
+    `namespaces_gone` has, by kind, what namespaces used that are in neither of the other two any more: the fields GONE.
+    `cpu_error` is by what part the CPU time of all namespaces of a kind grew more than the kernel's for the node (below 0: less),
+    since some earlier sample."""
 
     time_ns: int
     facts: Facts
@@ -76,6 +80,8 @@ class NodeSample:
     namespaces: Mapping[NamespaceId, Usage] = field(default_factory=dict)
     namespaces_ended: Mapping[NamespaceId, Usage] = field(default_factory=dict)
     namespaces_gone: Mapping[NamespaceKind, Mapping[str, int]] = field(default_factory=dict)
+    namespace_figures: NodeFigures | None = None
+    cpu_error: float | None = None
     history: Figures | None = None
     has_usage: bool = False
     readable: tuple[int, int] | None = None
@@ -277,6 +283,8 @@ class Sampler:
         maps: Callable[[], tuple[MapFigures, ...]] | None = None,
         history: History | None = None,
         findings: Callable[[], Mapping[str, int]] | None = None,
+        namespace_figures: Callable[[], NodeFigures] | None = None,
+        node_cpu_ns: Callable[[], int] | None = None,
     ) -> None:
         self.facts = Facts()
         self._cgroup_source = cgroups
@@ -285,6 +293,8 @@ class Sampler:
         self._read_maps = maps
         self._history = history
         self._read_findings = findings
+        self._read_namespaces = namespace_figures
+        self._conservation = Conservation(node_cpu_ns) if node_cpu_ns else None
         self._ancestry = ancestry
         self._cgroups: Retained[str, CgroupStats] = Retained(retain_ns)
         self._cgroup_usage: Retained[str, Usage] = Retained(retain_ns)
@@ -305,7 +315,8 @@ class Sampler:
         stats = self._collect("cgroups", source.read) if source else None
         if source and stats is not None:
             self._ancestry.learn(source.accounting_ids())
-        usage = self._collect("usage", self._usage_source.read) if self._usage_source else None
+        usage = self._collect("usage", self._read_usage) if self._usage_source else None
+        figures = self._collect("namespaces", self._read_namespaces) if self._read_namespaces else None
         counts = self._collect("syscalls", self._read_counts) if self._read_counts else None
         maps = self._collect("bpf_maps", self._read_maps) if self._read_maps else None
         findings = self._read_findings() if self._read_findings else {}  # before `observe`, which saves what is shown
@@ -323,6 +334,8 @@ class Sampler:
             namespaces=namespaces,
             namespaces_ended=namespaces_ended,
             namespaces_gone=gone,
+            namespace_figures=figures,
+            cpu_error=self._cpu_error(usage, namespaces, namespaces_ended, gone),
             history=self._history.observe(usage.namespaces, time_ns) if self._history and usage else None,
             has_usage=usage is not None,
             readable=usage.readable if usage else None,
@@ -332,6 +345,25 @@ class Sampler:
             maps=maps or (),
             collectors=self._outcomes,
         )
+
+    def _read_usage(self) -> NodeUsage:
+        assert self._usage_source
+        if self._conservation is None:
+            return self._usage_source.read()
+        return self._conservation.around(self._usage_source.read)
+
+    def _cpu_error(
+        self,
+        usage: NodeUsage | None,
+        live: Mapping[NamespaceId, Usage],
+        ended: Mapping[NamespaceId, Usage],
+        gone: Mapping[NamespaceKind, Mapping[str, int]],
+    ) -> float | None:
+        if usage is None or not usage.exact or self._conservation is None:
+            return None
+        kind = NamespaceKind.PID  # the one that a zombie still has
+        shown = sum(used.cpu_ns for rows in (live, ended) for name, used in rows.items() if name.kind is kind)
+        return self._conservation.error(shown + gone.get(kind, {}).get("cpu_ns", 0))
 
     def _group(
         self, usage: NodeUsage | None, now: int

@@ -7,12 +7,13 @@ What a namespace's tasks used is settled from the tasks' own counters, see bpf/c
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Iterator
+from typing import Any, Final
 
 from nsagent.history import About
 from nsagent.metrics.family import NS_PER_S, Each, Family, Scope
 from nsagent.namespaces import KINDS
+from nsagent.nsfigures import Device
 from nsagent.sample import NodeSample
 
 _NS: Final = Scope.NAMESPACE
@@ -67,6 +68,61 @@ def _gone(**values: str) -> Callable[[NodeSample], Each]:
                     yield (kind, value) if len(values) > 1 else (kind,), used[field]
 
     return each
+
+
+def _read(field: str) -> Callable[[NodeSample], Each]:
+    """Return what yields a field of NamespaceFigures; None, of other kinds, is no series."""
+
+    def each(sample: NodeSample) -> Each:
+        for namespace, figures in sample.namespace_figures.namespaces.items() if sample.namespace_figures else ():
+            if (value := getattr(figures, field)) is not None:
+                yield (namespace.kind, str(namespace.inum), str(namespace.id)), value
+
+    return each
+
+
+def _read_by(field: str) -> Callable[[NodeSample], Each]:
+    """Return what yields a field of NamespaceFigures that is a mapping, by its keys."""
+
+    def each(sample: NodeSample) -> Each:
+        for namespace, figures in sample.namespace_figures.namespaces.items() if sample.namespace_figures else ():
+            if values := getattr(figures, field):
+                labels = (namespace.kind, str(namespace.inum), str(namespace.id))
+                for key, value in values.items():
+                    yield (*labels, key), value
+
+    return each
+
+
+def _device(field: str) -> Callable[[NodeSample], Each]:
+    at, devices = Device._fields.index(field), _read_by("devices")
+    return lambda sample: ((labels, device[at]) for labels, device in devices(sample))  # type: ignore[index]
+
+
+def _limits(sample: NodeSample) -> Each:
+    return iter([((kind,), value) for kind, value in sample.namespace_figures.limits.items()] if sample.namespace_figures else ())
+
+
+def _figure(
+    name: str, help_: str, source: str, each: Callable[[NodeSample], Each], *, label: str = "", type_: Any = "gauge"
+) -> Family:
+    labels = ("kind", "inum", "id", label) if label else ("kind", "inum", "id")
+    return Family(f"nsagent_namespace_{name}", type_, Scope.NODE, help_, source, labels, each=each)
+
+
+def _traffic() -> Iterator[Family]:
+    for direction in ("receive", "transmit"):
+        done = f"{direction}d".replace("transmitd", "transmitted")
+        for unit, text in (
+            ("bytes", f"Bytes {done} by a network device of the namespace since it was made."),
+            ("packets", f"Packets {done} by the device."),
+            ("errors", f"Packets not {done} because of an error."),
+            ("drops", f"Packets the device or its queue dropped, to be {done}."),
+        ):
+            each = _device(f"{direction}_{unit}")
+            yield _figure(
+                f"network_{direction}_{unit}_total", text, "/proc/PID/net/dev of a member", each, label="device", type_="counter"
+            )
 
 
 def _seconds(name: str, help_: str, source: str, value: str) -> Family:
@@ -298,6 +354,72 @@ FAMILIES: Final[tuple[Family, ...]] = (
         "BPF: rows of contexts; /proc: stat",
         ("kind", "type"),
         each=_gone(minor="minor_faults", major="major_faults"),
+    ),
+    *_traffic(),
+    _figure(
+        "tcp_retransmitted_segments_total",
+        "TCP segments that were sent again, IPv4 and IPv6.",
+        "/proc/PID/net/snmp of a member",
+        _read("tcp_retransmitted_segments"),
+        type_="counter",
+    ),
+    _figure(
+        "sockets",
+        "Internet sockets in use by protocol (tcp, udp, udplite, raw; with a 6 at the end those of IPv6); none in TIME-WAIT.",
+        "/proc/PID/net/sockstat, sockstat6 of a member",
+        _read_by("sockets"),
+        label="protocol",
+    ),
+    _figure(
+        "conntrack_entries",
+        "Connections tracked in a net namespace; absent without connection tracking.",
+        "/proc/PID/net/stat/nf_conntrack of a member",
+        _read("conntrack_entries"),
+    ),
+    _figure(
+        "mounts",
+        "Mounts in a mount namespace, as far as its oldest member can reach them from its root.",
+        "lines of /proc/PID/mountinfo of a member",
+        _read("mounts"),
+    ),
+    _figure(
+        "highest_pid",
+        "Largest process id in use in a PID namespace, as that namespace counts; processes below it have a number in it too, "
+        "threads are not looked at. Renewed every 15 s.",
+        "NSpid of /proc/PID/status of all processes",
+        _read("highest_pid"),
+    ),
+    _figure(
+        "userns_depth",
+        "User namespaces above a user namespace: 0 of the first. The kernel allows 32.",
+        "ioctl_ns(2) NS_GET_PARENT",
+        _read("userns_depth"),
+    ),
+    _figure(
+        "clock_offset_seconds",
+        "What a time namespace adds to a clock (monotonic, boottime).",
+        "/proc/PID/timens_offsets of a member",
+        _read_by("clock_offsets"),
+        label="clock",
+    ),
+    Family(
+        "nsagent_namespace_limit",
+        "gauge",
+        Scope.NODE,
+        "How many namespaces of a kind a user may make, in the user namespace of the agent.",
+        "/proc/sys/user/max_*_namespaces",
+        ("kind",),
+        each=_limits,
+    ),
+    Family(
+        "nsagent_accounting_error_ratio",
+        "gauge",
+        Scope.NODE,
+        "How much more CPU time than the kernel counted for the node was added to the namespaces of a kind (below 0: less), as a "
+        "part of it, since the sample before; absent until a second of it was used, and without BPF.",
+        "pid namespaces, those gone with them, against the root's cpuacct.usage, else /proc/stat (by tick, interrupts in it)",
+        ("resource",),
+        parts=((("cpu",), lambda sample: sample.cpu_error),),
     ),
     Family(
         "nsagent_namespace_history_records",

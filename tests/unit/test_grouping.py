@@ -27,7 +27,7 @@ def test_each_sum_is_that_of_its_rows() -> None:
         namespaces, cgroups, ended = grouping.sums(rows)
         found: dict[Any, Usage] = {}
         for part in (namespaces, cgroups, ended):
-            found.update(part)  # type: ignore[arg-type]
+            found.update(part)
         assert found == {name: Usage(*sums) for name, sums in expected.items()}
         assert NamespaceId(KINDS[0], 7, 1) in namespaces
         assert len(namespaces) + len(cgroups) + len(ended) == len(expected)

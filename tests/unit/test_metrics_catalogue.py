@@ -35,7 +35,7 @@ def test_the_catalogue_is_the_contract() -> None:
 
 def test_names_of_later_are_not_taken() -> None:
     _, later = contract()
-    assert len(later) > 40
+    assert later
     assert {row.split()[1] for row in later} & {family.name for family in catalogue.FAMILIES} == set()
 
 
