@@ -88,6 +88,8 @@ _signalfd = _declare("signalfd", ctypes.c_int, ctypes.c_char_p, ctypes.c_int)
 _statfs = _declare("statfs", ctypes.c_char_p, ctypes.c_void_p)
 _renameat2 = _declare("renameat2", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
 _open_by_handle_at = _declare("open_by_handle_at", ctypes.c_int, ctypes.c_char_p, ctypes.c_int)
+_fanotify_init = _declare("fanotify_init", ctypes.c_uint, ctypes.c_uint)
+_fanotify_mark = _declare("fanotify_mark", ctypes.c_int, ctypes.c_uint, ctypes.c_uint64, ctypes.c_int, ctypes.c_char_p)
 _prctl = _declare("prctl", ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
 
 
@@ -110,6 +112,16 @@ def mount(source: str, target: str, fstype: str | None, flags: int, data: str | 
 def umount(target: str, flags: int = 0) -> None:
     """umount2(2)."""
     _check(_umount2(os.fsencode(target), flags), "umount2", target)
+
+
+def fanotify_init(flags: int) -> int:
+    """Make a fanotify group; return its descriptor, fanotify_init(2). EPERM without CAP_SYS_ADMIN for most flags."""
+    return _check(_fanotify_init(flags, 0), "fanotify_init")
+
+
+def fanotify_mark(group: int, flags: int, mask: int, path: str) -> None:
+    """Ask a group for events about `path`, fanotify_mark(2). EINVAL, ENODEV, EXDEV, EOPNOTSUPP: not of this filesystem."""
+    _check(_fanotify_mark(group, flags, mask, _AT_FDCWD, os.fsencode(path)), "fanotify_mark", path)
 
 
 def statfs_type(path: str) -> int:

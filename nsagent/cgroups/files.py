@@ -8,29 +8,51 @@ from typing import Final
 
 from nsagent.errors import NsagentError
 
-_SIZE: Final = 65536  # no file that is read once is longer: io.stat has some 100 bytes a disk
+_PAGE: Final = 8192  # more than any file but io.stat and memory.stat has
+_ROOM: Final = 2048  # a longer answer may have been cut at the end of the kernel's buffer, a page at first
+_SIZE: Final = 65536
 # ENOENT and ENODEV: the cgroup ended. EOPNOTSUPP: a threaded cgroup, or a controller that is off. EACCES, EPERM: another
 # user's. EINVAL and EIO: files that cannot be read in this cgroup, such as the root's.
 GONE: Final = frozenset({errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP, errno.EACCES, errno.EPERM, errno.EINVAL, errno.EIO})
 
 
-def read_once(name: str, directory: int) -> bytes | None:
-    """Read a file of the cgroup behind the descriptor `directory` by one read(2); None where there is none to read.
+def open_file(name: str, directory: int | None) -> int | None:
+    """Open a file of the cgroup behind the descriptor `directory` (None: `name` is a path); None where there is none to read.
 
     Raises NsagentError for what says nothing about the cgroup, such as EMFILE.
     """
     try:
-        descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+        return os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
     except OSError as exc:
         if exc.errno in GONE:
             return None
         raise NsagentError(f"{name} of a cgroup cannot be read: {exc.strerror}") from exc
+
+
+def read_kept(descriptor: int, name: str) -> bytes | None:
+    """Read a whole file from its begin, by one pread(2) in most cases; None where there is none to read. Raises NsagentError."""
     try:
-        return os.read(descriptor, _SIZE)
+        text = os.pread(descriptor, _PAGE, 0)
+        if len(text) < _ROOM:
+            return text
+        whole = [text]
+        while text:  # a seq_file gives what fits into its buffer, whole lines: more may follow
+            text = os.pread(descriptor, _SIZE, sum(map(len, whole)))
+            whole.append(text)
+        return b"".join(whole)
     except OSError as exc:
         if exc.errno in GONE:
             return None
         raise NsagentError(f"{name} of a cgroup cannot be read: {exc.strerror}") from exc
+
+
+def read_once(name: str, directory: int | None) -> bytes | None:
+    """Open, read and close a file of the cgroup behind `directory`; None where there is none to read. Raises NsagentError."""
+    descriptor = open_file(name, directory)
+    if descriptor is None:
+        return None
+    try:
+        return read_kept(descriptor, name)
     finally:
         os.close(descriptor)
 

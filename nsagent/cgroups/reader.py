@@ -1,57 +1,68 @@
-"""Read cgroups: one, or all of a tree in file-major order. Which file says what is known to v1 and v2 only.
+"""Read cgroups: one, or all of a tree in file-major order. Which file says what is known to v1, v2 and parts only.
 
 One type of file is read across all cgroups before the next: cpu.stat and memory.stat each flush what the other needs,
-and interleaved reading was measured 8 times slower. A directory descriptor a cgroup, openat, one read a file; a
-descriptor of a file is not kept, as each pins 5 KB of kernel memory.
+and interleaved reading was measured 8 times slower. What has the bytes of last time is not parsed again: its part, and
+where no part changed its CgroupStats, are the objects of last time.
 """
 
 from __future__ import annotations
 
 import math
-import os
-import resource
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
 
-from nsagent.cgroups import v1, v2
-from nsagent.cgroups.files import GONE, read_once
-from nsagent.cgroups.layout import Hierarchy, Layout
+from nsagent.cgroups import parts, v1, v2
+from nsagent.cgroups.files import read
+from nsagent.cgroups.layout import Layout
+from nsagent.cgroups.places import Budget, Place, Record
+from nsagent.cgroups.sources import Source, find_sources
 from nsagent.cgroups.stats import CgroupStats
 from nsagent.cgroups.tree import Cgroup, Tree
-from nsagent.errors import NsagentError
 
-_MOST_DIRECTORIES: Final = 4096
-
-Raw = dict[str, dict[str, bytes]]  # part of CgroupStats: file: content
-
-
-@dataclass(frozen=True, slots=True)
-class _Source:
-    """The files of one controller that feed one part of CgroupStats."""
-
-    hierarchy: Hierarchy
-    part: str
-    controller: str
-    files: Sequence[str]
-
-    def lives_in(self, directory: int) -> bool:
-        """Tell whether the cgroup still exists and has the controller, so that a file it lacks is one this kernel lacks."""
-        try:
-            os.stat("cgroup.procs", dir_fd=directory)  # a removed cgroup finds none of its files
-        except OSError:
-            return False
-        return self.hierarchy.version == 1 or self.controller in _controllers(directory)
+SLOW_READ_S: Final = 0.05  # of one cgroup's file
+SLOW_FILE_S: Final = 2.0  # of one file type in all cgroups
+_LONGEST_PAUSE: Final = 64
 
 
 class Reader:
-    """Reads the cgroups of a layout. Remembers which files this kernel does not have, so as not to ask again."""
+    """Reads the cgroups of a layout; keeps descriptors, `close` closes them. For one thread at a time.
 
-    def __init__(self, layout: Layout) -> None:
+    `seconds`: how long each file took in the last `read_all`. `backoffs`: how often a file was too slow, so that it is left
+    out of the next 2, 4, 8.. readings.
+    """
+
+    def __init__(self, layout: Layout, clock: Callable[[], float] = time.perf_counter) -> None:
         self.layout = layout
-        self._sources = _sources(layout)
+        self.seconds: dict[str, float] = {}
+        self.backoffs: dict[str, int] = {}
+        self._clock = clock
+        self._sources = find_sources(layout)
         self._versions = {source.part: source.hierarchy.version for source in self._sources}
         self._absent: set[tuple[str, bool, str]] = set()  # hierarchy, is it the root, file
+        self._budget = Budget()
+        self._records: dict[str, Record] = {}
+        self._places: dict[str, dict[str, Place]] = {source.hierarchy.key: {} for source in self._sources}
+        self._generation = -1
+        self._tree: Tree | None = None
+        self._pauses: dict[str, tuple[int, int]] = {}  # file: readings left to wait, readings of this pause
+
+    def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all descriptors and forget what was read."""
+        for places in getattr(self, "_places", {}).values():
+            for place in places.values():
+                place.close()
+            places.clear()
+        self._records = {}
+        self._tree = None
+
+    @property
+    def kernel_memory_bytes(self) -> int:
+        """Kernel memory that the kept descriptors pin, estimated."""
+        return self._budget.kernel_memory_bytes
 
     def read(self, cgroup: Cgroup | str, *, counting: bool = False) -> CgroupStats:
         """Read one cgroup, by its path from the hierarchies' roots. `counting`: it has a blkio rule (nsagent.cgroups.v1.io).
@@ -59,135 +70,188 @@ class Reader:
         What ended or is not in a hierarchy has None there.
         """
         path = cgroup if isinstance(cgroup, str) else cgroup.path
-        raw: dict[str, Raw] = {}
-        for hierarchy, sources in self._by_hierarchy():
-            self._read_chunk(hierarchy, sources, [path], raw)
-        stats = self._parse(raw.get(path, {}), counting=counting)
-        return self._with_effective_limit(path, stats)
+        record, budget = Record(path), Budget()
+        for hierarchy in dict.fromkeys(source.hierarchy for source in self._sources):
+            place = Place.open(hierarchy, record, 0, budget)
+            if place is None:
+                continue
+            try:
+                if hierarchy.version == 2:
+                    place.look_at_controllers()
+                for source in self._sources:
+                    if source.hierarchy is hierarchy:
+                        self._read_source(source, [place], keep=False)
+            finally:
+                place.close()
+        self._settle(record, self._least_limit_above(path), counting=counting)
+        return record.stats
 
-    def read_all(self, tree: Tree) -> dict[str, CgroupStats]:
-        """Read every cgroup that `tree` knows; one that ended meanwhile is left out. Gives `tree` the stats to remember."""
-        raw: dict[str, Raw] = {}
-        size = _chunk_size()
-        for hierarchy, sources in self._by_hierarchy():
-            paths = [path for path, cgroup in tree.cgroups.items() if hierarchy.key in cgroup.ids]
-            for start in range(0, len(paths), size):
-                self._read_chunk(hierarchy, sources, paths[start : start + size], raw)
+    def read_all(self, tree: Tree, wanted: Callable[[str], bool] | None = None) -> dict[str, CgroupStats]:
+        """Read every cgroup that `tree` knows; one that ended meanwhile is left out. Gives `tree` the stats to remember.
+
+        `wanted` chooses by path, and must answer the same each time; ancestors are read too where limits are inherited.
+        """
+        self._follow(tree, wanted)
+        self.seconds = {}
+        for place in self._places.get("v2", {}).values():
+            place.look_at_controllers(keep=True)
+        for source in self._sources:
+            self._read_source(source, list(self._places[source.hierarchy.key].values()), keep=True)
         found: dict[str, CgroupStats] = {}
-        for path in sorted(raw, key=lambda path: path.count("/") if path != "/" else 0):  # parents first
-            found[path] = _bounded(self._parse(raw[path]), found.get(Tree.parent(path) or ""))
+        above: dict[str | None, float | None] = {}
+        for path, record in self._records.items():
+            above[path] = self._settle(record, above.get(Tree.parent(path)))
+            if record.wanted and any(record.files.values()):
+                found[path] = record.stats
         tree.remember(found)
         return found
 
-    def _by_hierarchy(self) -> Iterator[tuple[Hierarchy, list[_Source]]]:
+    def _follow(self, tree: Tree, wanted: Callable[[str], bool] | None) -> None:
+        """Open what is new in `tree`, close what is not in it any more."""
+        if tree is self._tree and tree.generation == self._generation:
+            return
+        self._generation, self._tree = tree.generation, tree
+        chosen = tree.cgroups.keys() if wanted is None else {path for path in tree.cgroups if wanted(path)}
+        needed = set(chosen)
+        if wanted is not None and self._versions.get("memory") == 2:
+            for path in chosen:
+                above = Tree.parent(path)
+                while above is not None and above not in needed:
+                    needed.add(above)
+                    above = Tree.parent(above)
+        records: dict[str, Record] = {}
+        parents_first = sorted((path for path in tree.cgroups if path in needed), key=lambda path: (path != "/", path.count("/")))
+        for path in parents_first:
+            cgroup = tree.cgroups[path]
+            old = self._records.get(path)
+            same = old is not None and all(cgroup.ids.get(key, number) == number for key, number in old.ids.items())
+            records[path] = old if old is not None and same else Record(path)
+            records[path].ids, records[path].wanted = cgroup.ids, path in chosen
+        self._records = records
         for hierarchy in dict.fromkeys(source.hierarchy for source in self._sources):
-            yield hierarchy, [source for source in self._sources if source.hierarchy is hierarchy]
+            self._follow_hierarchy(hierarchy.key, records)
 
-    def _read_chunk(self, hierarchy: Hierarchy, sources: Iterable[_Source], paths: Sequence[str], raw: dict[str, Raw]) -> None:
-        directories = list(_open_all(hierarchy, paths))
-        try:
-            enabled = _enabled(hierarchy, directories)
-            for source in sources:
-                having = [each for each in directories if hierarchy.version == 1 or source.controller in enabled[each[0]]]
+    def _follow_hierarchy(self, key: str, records: Mapping[str, Record]) -> None:
+        hierarchy = next(source.hierarchy for source in self._sources if source.hierarchy.key == key)
+        places = self._places[key]
+        for path, place in list(places.items()):
+            record = records.get(path)
+            if place.record is not record or record.ids.get(key) != place.id:
+                self._drop(place)
+        for path, record in records.items():
+            number = record.ids.get(key)
+            if number is not None and path not in places:
+                new = Place.open(hierarchy, record, number, self._budget)
+                if new is not None:
+                    places[path] = new
+
+    def _drop(self, place: Place) -> None:
+        """Close a place; what its hierarchy told of the cgroup is told no more."""
+        place.close()
+        self._places[place.hierarchy.key].pop(place.record.path, None)
+        for source in self._sources:
+            if source.hierarchy is place.hierarchy:
                 for name in source.files:
-                    everywhere = hierarchy.version == 2 and name in v2.EVERYWHERE
-                    self._read_file(source, name, directories if everywhere else having, raw)
-        finally:
-            for _, directory in directories:
-                os.close(directory)
+                    place.record.forget(source.part, name)
 
-    def _read_file(self, source: _Source, name: str, directories: Iterable[tuple[str, int]], raw: dict[str, Raw]) -> None:
-        root = source.hierarchy.prefix or "/"
-        absent = [(source.hierarchy.key, is_root, name) in self._absent for is_root in (False, True)]
-        for path, directory in directories:
-            if absent[path == root]:
+    def _read_source(self, source: Source, places: list[Place], *, keep: bool) -> None:
+        having = [place for place in places if source.controller in place.controllers]
+        source.learn_files(having)
+        for name in source.files:
+            everywhere = source.hierarchy.version == 2 and name in v2.EVERYWHERE
+            if keep and self._is_paused(name):
+                for place in places:
+                    place.record.forget(source.part, name)
                 continue
-            text = read_once(name, directory)
+            start = self._clock()
+            slowest = self._read_file(source, name, places if everywhere else having, keep=keep)
+            took = self._clock() - start
+            if len(having) != len(places) and not everywhere:
+                for place in places:
+                    if source.controller not in place.controllers:
+                        place.record.forget(source.part, name)
+            if keep:
+                self.seconds[name] = self.seconds.get(name, 0) + took
+                self._judge(name, slowest, took)
+
+    def _read_file(self, source: Source, name: str, places: Iterable[Place], *, keep: bool) -> float:
+        """Read one file of all those cgroups; return the time of the slowest, s."""
+        part, key, clock = source.part, source.hierarchy.key, self._clock
+        absent = [(key, is_root, name) in self._absent for is_root in (False, True)]
+        last, slowest = clock(), 0.0
+        for place in places:
+            if place.gone or absent[place.is_root]:
+                continue
+            text = place.read(name, keep=keep)
+            now = clock()
+            slowest = max(slowest, now - last)
+            last = now
+            record = place.record
+            files = record.files[part]
             if text is not None:
-                raw.setdefault(path, {}).setdefault(source.part, {})[name] = text
-            elif source.lives_in(directory):
-                self._absent.add((source.hierarchy.key, path == root, name))
-                absent[path == root] = True
+                if files.get(name) != text:
+                    files[name] = text
+                    record.changed.add(part)
+                continue
+            record.forget(part, name)
+            if not place.lives():
+                self._drop(place)
+            elif source.teaches and (name in v2.EVERYWHERE or source.controller in place.controllers):
+                self._absent.add((key, place.is_root, name))
+                absent[place.is_root] = True
+        return slowest
 
-    def _parse(self, raw: Raw, *, counting: bool = False) -> CgroupStats:
-        part = raw.get
-        return CgroupStats(
-            cpu=(v1 if self._versions.get("cpu") == 1 else v2).cpu(part("cpu", {})),
-            memory=(v1 if self._versions.get("memory") == 1 else v2).memory(part("memory", {})),
-            io=v1.io(part("io", {}), counting=counting) if self._versions.get("io") == 1 else v2.io(part("io", {})),
-            pids=(v1 if self._versions.get("pids") == 1 else v2).pids(part("pids", {})),
-        )
+    def _is_paused(self, name: str) -> bool:
+        left, length = self._pauses.get(name, (0, 0))
+        if left:
+            self._pauses[name] = (left - 1, length)
+        return left > 0
 
-    def _with_effective_limit(self, path: str, stats: CgroupStats) -> CgroupStats:
-        """Bound a v2 cgroup's limit by those of its ancestors, which are read now."""
-        hierarchy = self.layout.of("memory")
-        if hierarchy is None or hierarchy.version == 1 or stats.memory is None:
-            return stats
-        least = stats.memory.limit_bytes
-        above = Tree.parent(path)
+    def _judge(self, name: str, slowest: float, took: float) -> None:
+        if slowest > SLOW_READ_S or took > SLOW_FILE_S:
+            pause = min(self._pauses.get(name, (0, 1))[1] * 2, _LONGEST_PAUSE)
+            self._pauses[name] = (pause, pause)
+            self.backoffs[name] = self.backoffs.get(name, 0) + 1
+        else:
+            self._pauses.pop(name, None)
+
+    def _settle(self, record: Record, above: float | None, *, counting: bool = False) -> float | None:
+        """Bring the record's stats up to date; return its effective limit, which bounds its children's. `above`: its parent's."""
+        fresh: dict[str, Any] = {}
+        for part in record.changed:
+            new = self._parse(part, record.files[part], counting=counting)
+            if new != record.parsed.get(part):
+                record.parsed[part] = new
+                fresh[part] = new
+        record.changed.clear()
+        limit = above
+        memory = record.parsed.get("memory")
+        if memory is not None and self._versions["memory"] == 2:
+            limits = [each for each in (memory.limit_bytes, above) if each is not None]
+            limit = min(limits) if limits else None
+            if "memory" in fresh or record.limit != limit:
+                fresh["memory"] = memory._replace(effective_limit_bytes=limit)
+        record.limit = limit
+        if fresh:
+            record.stats = record.stats._replace(**fresh)
+        return limit
+
+    def _parse(self, part: str, files: Mapping[str, bytes], *, counting: bool) -> Any:
+        if part == "io" and self._versions["io"] == 1:
+            return v1.io(files, counting=counting)
+        module = v1 if self._versions[part] == 1 else v2
+        return getattr(module if part in ("cpu", "memory", "io", "pids") else parts, part)(files)
+
+    def _least_limit_above(self, path: str) -> float | None:
+        """Return the least limit of a v2 cgroup's ancestors, read now; None where none has one."""
+        if self._versions.get("memory") != 2:
+            return None
+        hierarchy = next(source.hierarchy for source in self._sources if source.part == "memory")
+        least, above = None, Tree.parent(path)
         while above is not None:
-            for _, directory in _open_all(hierarchy, [above]):
-                try:
-                    limit = v2.parse_limit(read_once("memory.max", directory))
-                finally:
-                    os.close(directory)
-                if limit is not None:
-                    least = min(limit, math.inf if least is None else least)
+            directory = hierarchy.directory(above)
+            limit = v2.parse_limit(read(f"{directory}/memory.max")) if directory is not None else None
+            if limit is not None:
+                least = min(limit, math.inf if least is None else least)
             above = Tree.parent(above)
-        return stats._replace(memory=stats.memory._replace(effective_limit_bytes=least))
-
-
-def _sources(layout: Layout) -> list[_Source]:
-    """Return what can be read here."""
-    found: list[_Source] = []
-    for part, controllers in (("cpu", ("cpuacct", "cpu")), ("memory", ("memory",)), ("io", ("blkio",)), ("pids", ("pids",))):
-        legacy = [
-            _Source(hierarchy, part, controller, v1.FILES[controller])
-            for controller in controllers
-            for hierarchy in layout.hierarchies
-            if hierarchy.version == 1 and controller in hierarchy.controllers
-        ]
-        found += legacy
-        if not legacy and layout.v2 is not None and (part == "cpu" or part in layout.v2.controllers):
-            found.append(_Source(layout.v2, part, part, v2.FILES[part]))
-    return found
-
-
-def _bounded(stats: CgroupStats, parent: CgroupStats | None) -> CgroupStats:
-    """Fill a v2 cgroup's effective limit: its own, or its parent's if that is less."""
-    memory = stats.memory
-    if memory is None or memory.effective_limit_bytes is not None:
-        return stats
-    above = parent.memory.effective_limit_bytes if parent is not None and parent.memory is not None else None
-    limits = [limit for limit in (memory.limit_bytes, above) if limit is not None]
-    if not limits:
-        return stats
-    return stats._replace(memory=memory._replace(effective_limit_bytes=min(limits)))
-
-
-def _open_all(hierarchy: Hierarchy, paths: Iterable[str]) -> Iterator[tuple[str, int]]:
-    """Open the directories of those cgroups that (still) are in `hierarchy`."""
-    for path in paths:
-        place = hierarchy.directory(path)
-        if place is None:
-            continue
-        try:
-            yield path, os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as exc:
-            if exc.errno not in GONE:
-                raise NsagentError(f"{place} cannot be opened: {exc.strerror}") from exc
-
-
-def _controllers(directory: int) -> frozenset[str]:
-    return frozenset(os.fsdecode(read_once("cgroup.controllers", directory) or b"").split())
-
-
-def _enabled(hierarchy: Hierarchy, directories: Iterable[tuple[str, int]]) -> Mapping[str, frozenset[str]]:
-    """Return the controllers of each v2 cgroup; v1 has all of a hierarchy's in every cgroup."""
-    return {path: _controllers(fd) for path, fd in directories} if hierarchy.version == 2 else {}
-
-
-def _chunk_size() -> int:
-    """Return how many directories may be open at once: half of the descriptors this process may have."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return _MOST_DIRECTORIES if soft == resource.RLIM_INFINITY else max(min(soft // 2, _MOST_DIRECTORIES), 16)
+        return least

@@ -1,6 +1,6 @@
 """Every cgroup of the node: the union over the hierarchies by path, ids to paths, and the last stats of what ended.
 
-`Tree.scan` walks all of it. Whatever learns of single births and ends sooner may call `add` and `discard`.
+`Tree.scan` looks for changes. Whatever learns of single births and ends sooner may call `add` and `discard`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from nsagent.cgroups.changes import Changes
 from nsagent.cgroups.layout import Hierarchy, Layout
 from nsagent.cgroups.stats import CgroupStats
 
@@ -38,7 +39,10 @@ class Tombstone:
 class Tree:
     """All cgroups as of the last scan. `retain` is for how many seconds the stats of an ended one are kept."""
 
-    def __init__(self, layout: Layout, retain: float = 120.0, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, layout: Layout, retain: float = 120.0, clock: Callable[[], float] = time.monotonic, *, watched: bool = False
+    ) -> None:
+        """`watched`: let the kernel tell what changes, where it does; a descriptor a hierarchy, which `close` closes."""
         self.layout = layout
         self.retain = retain
         self.cgroups: dict[str, Cgroup] = {}
@@ -47,24 +51,70 @@ class Tree:
         self._last: dict[str, CgroupStats] = {}
         self._paths: dict[int, str] = {}
         self._accounting = layout.accounting[1].key
+        self.generation = 0  # rises with each change of `cgroups`
+        self._scanned = -1
+        self._changes = {h.key: Changes.of(h) if watched else None for h in layout.hierarchies}
+        self._ids: dict[str, dict[str, int]] = {}  # as of the last scan, by hierarchy, then path
+
+    @property
+    def is_watched(self) -> bool:
+        """Tell whether the kernel tells of changes in all hierarchies, so that none is walked."""
+        return all(self._changes.values())
+
+    def close(self) -> None:
+        """Close what watches the hierarchies; `scan` walks them again then."""
+        for changes in self._changes.values():
+            if changes is not None:
+                changes.close()
+        self._changes = dict.fromkeys(self._changes)
 
     def scan(self) -> None:
-        """Walk all hierarchies; find what is new, what ended and what was recreated under its path."""
+        """Find what is new, what ended and what was recreated under its path.
+
+        A watched hierarchy of which nothing was heard since the last scan is not looked at, and where something was heard only
+        the directories that it was about are listed; any other is walked.
+        """
+        before = self._ids
+        self._ids = {h.key: self._look(h, before.get(h.key)) for h in self.layout.hierarchies}
+        if self._scanned == self.generation and all(self._ids[key] is before.get(key) for key in self._ids):
+            self._expire()
+            return
         ids: dict[str, dict[str, int]] = {}
-        for hierarchy in self.layout.hierarchies:
-            for path, number in walk(hierarchy):
-                ids.setdefault(path, {})[hierarchy.key] = number
+        for key, found in self._ids.items():
+            for path, number in found.items():
+                ids.setdefault(path, {})[key] = number
         for path in [path for path in self.cgroups if path not in ids]:
             self.discard(path)
         for path, numbers in ids.items():
             known = self.cgroups.get(path)
             if known is None or known.ids != numbers:
                 self.add(Cgroup(path, numbers))
+        self._scanned = self.generation
         self._expire()
+
+    def _look(self, hierarchy: Hierarchy, known: dict[str, int] | None) -> dict[str, int]:
+        """Return the ids of a hierarchy by path: `known` itself if nothing changed."""
+        changes = self._changes[hierarchy.key]
+        heard = changes.read() if changes is not None else None
+        if known is None or heard is None:
+            found = dict(walk(hierarchy))
+            return known if known == found else found
+        if not heard:
+            return known
+        paths = {number: path for path, number in known.items()}
+        current = dict(known)
+        for path in sorted(paths[number] for number in heard & paths.keys()):  # an unknown one is below another that was heard
+            if path in current or path == (hierarchy.prefix or "/"):
+                below = path.rstrip("/") + "/"
+                for other in [other for other in current if other.startswith(below)]:
+                    del current[other]
+                current.update(walk(hierarchy, path))
+        return current
 
     def add(self, cgroup: Cgroup) -> None:
         """Take in a cgroup; one of the same path with another id ended, and what is remembered of it goes: a counter reset."""
         known = self.cgroups.get(cgroup.path)
+        self.generation += 1
         if known is not None:
             if any(cgroup.ids.get(key, number) != number for key, number in known.ids.items()):
                 self._last.pop(cgroup.path, None)
@@ -79,6 +129,7 @@ class Tree:
         cgroup = self.cgroups.pop(path, None)
         if cgroup is None:
             return
+        self.generation += 1
         self._paths.pop(cgroup.ids.get(self._accounting, 0), None)
         stats = self._last.pop(path, None)
         if stats is not None and self.retain > 0:
@@ -89,9 +140,14 @@ class Tree:
 
         A cgroup may end between the reading of two of its files, and its last stats must not be the poorer for that.
         """
+        if self.retain <= 0:
+            return
         for path in stats.keys() & self.cgroups.keys():
-            new, old = stats[path], self._last.get(path, CgroupStats())
-            self._last[path] = CgroupStats(new.cpu or old.cpu, new.memory or old.memory, new.io or old.io, new.pids or old.pids)
+            new, old = stats[path], self._last.get(path)
+            if old is None or old is new:
+                self._last[path] = new
+            else:
+                self._last[path] = CgroupStats._make(part or last for part, last in zip(new, old, strict=True))
 
     def path_of(self, accounting_id: int) -> str | None:
         """Return the path of the cgroup with that id in the accounting hierarchy (`Layout.accounting`)."""
@@ -108,13 +164,16 @@ class Tree:
             del self.tombstones[path]
 
 
-def walk(hierarchy: Hierarchy) -> Iterator[tuple[str, int]]:
-    """Yield (path, kernfs id) of every cgroup of a mounted hierarchy, parents first; what may not be read is left out.
+def walk(hierarchy: Hierarchy, top: str | None = None) -> Iterator[tuple[str, int]]:
+    """Yield (path, kernfs id) of every cgroup of a mounted hierarchy, or of `top` and below; parents first.
+
+    What may not be read is left out.
 
     A kernfs directory's link count is 2 plus its subdirectories: one without any is not listed, which would cost a
     readdir of all its files.
     """
-    pending = [(hierarchy.prefix or "/", hierarchy.mountpoint)]
+    first = hierarchy.prefix or "/" if top is None else top
+    pending = [(first, hierarchy.directory(first) or hierarchy.mountpoint)]
     while pending:
         path, place = pending.pop()
         try:

@@ -43,6 +43,11 @@ FILES: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "blkio": ("blkio.throttle.io_service_bytes_recursive", "blkio.throttle.io_serviced_recursive"),
     "pids": ("pids.current", "pids.max", "pids.peak", "pids.events"),
+    "cpuset": ("cpuset.effective_cpus", "cpuset.effective_mems"),
+    "rdma": ("rdma.current", "rdma.max"),
+    "misc": ("misc.current", "misc.max", "misc.events"),
+    "freezer": ("freezer.state",),
+    "hugetlb": (),  # by the sizes there are: nsagent.cgroups.parts.hugetlb_files
 }
 
 # PAGE_COUNTER_MAX pages, in bytes: 2**63 less one page, of at most 64 KiB.

@@ -5,6 +5,7 @@ Source: Documentation/admin-guide/cgroup-v2.rst. The parse functions are pure; a
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Mapping
@@ -41,9 +42,16 @@ FILES: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "io": ("io.stat",),
     "pids": ("pids.current", "pids.max", "pids.peak", "pids.events"),
+    "cpuset": ("cpuset.cpus.effective", "cpuset.mems.effective"),
+    "rdma": ("rdma.current", "rdma.max"),
+    "misc": ("misc.current", "misc.max", "misc.events"),
+    "pressure": ("cpu.pressure", "memory.pressure", "io.pressure", "irq.pressure"),
+    "state": ("cgroup.events", "cgroup.stat"),
+    "hugetlb": (),  # by the sizes there are: nsagent.cgroups.parts.hugetlb_files
 }
 
-EVERYWHERE: Final = frozenset({"cpu.stat"})  # there without its controller too, with the times alone
+# There without a controller too; cpu.stat then with the times alone.
+EVERYWHERE: Final = frozenset({"cpu.stat", *FILES["pressure"], *FILES["state"]})
 
 DETAIL: Final = (
     "anon",
@@ -75,10 +83,21 @@ _EVENTS: Final = ("low", "high", "max", "oom", "oom_kill", "oom_group_kill")
 Files = Mapping[str, bytes]
 
 
+@functools.lru_cache(maxsize=64)
+def _decoded(keys: tuple[bytes, ...]) -> tuple[str, ...]:
+    """Decode the keys of a file, which are the same at each reading of it."""
+    return tuple(key.decode("ascii", "replace") for key in keys)
+
+
 def parse_flat(text: bytes | None) -> dict[str, int]:
     """Parse a flat keyed file, ``KEY VALUE`` a line; what is not of that form is left out."""
+    if not text:
+        return {}
+    words = text.split()
+    if text.count(b"\n") * 2 == len(words) == text.count(b" ") * 2 and all(map(bytes.isdigit, words[1::2])):
+        return dict(zip(_decoded(tuple(words[::2])), map(int, words[1::2]), strict=True))
     found = {}
-    for line in (text or b"").splitlines():
+    for line in text.splitlines():
         key, _, value = line.partition(b" ")
         if value.isdigit():
             found[key.decode("ascii", "replace")] = int(value)

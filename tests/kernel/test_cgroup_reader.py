@@ -140,7 +140,7 @@ def test_what_vanishes_in_mid_read_teaches_nothing_wrong(
             path.rmdir()
         return read_once(name, directory)
 
-    monkeypatch.setattr("nsagent.cgroups.reader.read_once", ended)
+    monkeypatch.setattr("nsagent.cgroups.places.read_once", ended)
     assert reader.read(f"{top}/a") == CgroupStats()
     assert not path.exists()
     assert reader.read(f"{top}/{stays.name}") == whole
@@ -180,7 +180,100 @@ def test_no_descriptor_is_left_open(layout: Layout) -> None:
     reader.read_all(tree)
     reader.read("/")
     tree.scan()
+    reader.close()
     assert os.listdir("/proc/self/fd") == before
+
+
+def test_descriptors_of_removed_cgroups_are_closed(layout: Layout, make: Callable[[str], Path]) -> None:
+    tree, reader = Tree(layout, watched=True), Reader(layout)
+    try:
+        paths = [make(f"c{number}") for number in range(20)]
+        for path in paths:
+            path.rmdir()
+        tree.scan()
+        reader.read_all(tree)
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(5):
+            for path in paths:
+                path.mkdir()
+            tree.scan()
+            reader.read_all(tree)
+            assert len(os.listdir("/proc/self/fd")) > before + 20
+            for path in paths:
+                path.rmdir()
+            name = f"/{paths[0].parent.name}/c0"
+            assert name not in reader.read_all(tree)  # noticed by the reads, before any scan
+            assert len(os.listdir("/proc/self/fd")) == before
+            tree.scan()
+            assert name not in tree.cgroups
+    finally:
+        reader.close()
+        tree.close()
+
+
+def test_watched_tree_equals_a_walk(layout: Layout, make: Callable[[str], Path]) -> None:
+    """Births, ends, a replacement within one directory (same link count), nested ones, in several hierarchies."""
+    tree = Tree(layout, watched=True)
+    try:
+        if not tree.is_watched:
+            support.require(condition=False, reason="fanotify on cgroup filesystems (6.7)")
+        tree.scan()
+        before = tree.generation
+        tree.scan()
+        assert tree.generation == before
+        a = make("a")
+        places = [Path(h.mountpoint, a.parent.name) for h in layout.hierarchies]
+        others = [place for place in places if not place.exists()]
+        b = a / "b"
+        steps: list[tuple[list[Path], list[Path]]] = [  # to be removed, then to be made
+            ([], [b, b / "c", b / "c/d"]),
+            ([b / "c/d"], [b / "c/e"]),
+            ([b / "c/e"], [b / "c/e"]),
+            ([], others),
+            ([b / "c/e", b / "c", b, *others], []),
+        ]
+        for ends, begins in steps:
+            for path in ends:
+                path.rmdir()
+            for path in begins:
+                path.mkdir()
+            tree.scan()
+            assert tree.cgroups == scanned(layout).cgroups
+    finally:
+        tree.close()
+
+
+def test_new_parts_equal_the_files(layout: Layout, cgroup_name: str) -> None:
+    group = Group.create(layout, f"{cgroup_name}/job")
+    try:
+        stats = Reader(layout).read_all(scanned(layout))[f"/{group.path}"]
+        assert stats.state is not None
+        assert stats.state.frozen is False
+        if layout.v2 is not None:
+            place = Path(layout.v2.mountpoint, group.path)
+            words = (place / "cgroup.stat").read_text().split()
+            assert stats.state.descendants == int(words[words.index("nr_descendants") + 1]) == 0
+            assert stats.state.populated is False
+            names = {file.name.removesuffix(".pressure") for file in place.glob("*.pressure") if file.name != "cgroup.pressure"}
+            readable = {name for name in names if os.access(f"/proc/pressure/{name}", os.R_OK)}
+            assert set(stats.pressure.resources if stats.pressure else {}) == readable
+        cpuset = layout.of("cpuset")
+        if cpuset is not None and cpuset.version == 1:
+            assert stats.cpuset is not None
+            for file in ("cpuset.cpus", "cpuset.mems"):
+                value = Path(cpuset.mountpoint, file).read_text()
+                for path in (cgroup_name, group.path):
+                    Path(cpuset.mountpoint, path, file).write_text(value)
+            stats = Reader(layout).read(f"/{group.path}")
+            assert stats.cpuset is not None
+            assert (stats.cpuset.cpus, bool(stats.cpuset.mems)) == (os.cpu_count(), True)
+        group.freeze()
+        frozen = Reader(layout).read(f"/{group.path}")
+        assert frozen.state is not None
+        assert frozen.state.frozen is True
+        group.thaw()
+    finally:
+        group.remove()
 
 
 def test_an_ordinary_user_may_not_make_a_group_but_read_all(layout: Layout, cgroup_name: str) -> None:

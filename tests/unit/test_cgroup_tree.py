@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
+from nsagent.cgroups import places
 from nsagent.cgroups.layout import Hierarchy, Layout, read_layout
 from nsagent.cgroups.reader import Reader
 from nsagent.cgroups.stats import CgroupStats, CpuStats, PidsStats
@@ -121,8 +123,13 @@ def test_missing_files_are_asked_for_once(host: Host, monkeypatch: pytest.Monkey
     host.tree.scan()
     reader = Reader(host.tree.layout)
     asked: list[str] = []
-    monkeypatch.setattr("nsagent.cgroups.reader.read_once", lambda name, directory: asked.append(name))
-    monkeypatch.setattr("nsagent.cgroups.reader._controllers", lambda directory: frozenset())
+    read = places.Place.read
+
+    def noted(place: places.Place, name: str, *, keep: bool = False) -> bytes | None:
+        asked.append(name)
+        return read(place, name, keep=keep)
+
+    monkeypatch.setattr(places.Place, "read", noted)
     reader.read_all(host.tree)
     assert asked.count("pids.peak") == 2  # of the root, which lacks other files than the rest, and of one of the rest
     asked.clear()
@@ -222,12 +229,109 @@ def test_hostile_names(host: Host) -> None:
 
 
 def test_more_cgroups_than_descriptors(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nsagent.cgroups.reader._chunk_size", lambda: 16)
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr("resource.getrlimit", lambda _: (16, 16))
     for number in range(50):
         host.make(f"c{number}")
     host.tree.scan()
-    stats = Reader(host.tree.layout).read_all(host.tree)
-    assert sum(each.pids == PidsStats(3) for each in stats.values()) == 50
+    reader = Reader(host.tree.layout)
+    for _ in range(2):
+        stats = reader.read_all(host.tree)
+        assert sum(each.pids == PidsStats(3) for each in stats.values()) == 50
+    assert len(os.listdir("/proc/self/fd")) == before + 8 + 4  # a half for directories, a quarter for files
+    assert reader.kernel_memory_bytes == 8 * 1024 + 4 * 5120
+    reader.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert reader.kernel_memory_bytes == 0
+
+
+def test_what_did_not_change_is_the_same_object(host: Host) -> None:
+    a, b = host.make("a"), host.make("b")
+    for path in (a, b):
+        (path / "pids.max").write_text("7\n")
+    host.tree.scan()
+    reader = Reader(host.tree.layout)
+    first = reader.read_all(host.tree)
+    assert first["/a"].pids == PidsStats(3, 7)
+    (b / "pids.current").write_text("4\n")
+    second = reader.read_all(host.tree)
+    assert second["/a"] is first["/a"]
+    assert second["/b"].pids == PidsStats(4, 7)
+    (a / "pids.max").unlink()  # what is not told any more is absent, not what it was
+    reader.close()
+    assert reader.read_all(host.tree)["/a"].pids == PidsStats(3)
+
+
+def test_part_that_did_not_change_is_the_same_object(tmp_path: Path) -> None:
+    shutil.copytree(FIXTURES / "v2", tmp_path / "v2")
+    tree = Tree(read_layout(f"{tmp_path}/v2/proc", f"{tmp_path}/v2/sys/fs/cgroup"))
+    tree.scan()
+    reader = Reader(tree.layout)
+    first = reader.read_all(tree)["/jobs/one"]
+    (tmp_path / "v2/sys/fs/cgroup/jobs/one/pids.current").write_text("5\n")
+    second = reader.read_all(tree)["/jobs/one"]
+    assert second.pids is not None
+    assert second.pids.current == 5
+    for part in set(CgroupStats._fields) - {"pids"}:
+        assert getattr(second, part) is getattr(first, part)
+    (tmp_path / "v2/sys/fs/cgroup/jobs/memory.max").write_text("4096\n")  # bounds the child, whose own files did not change
+    third = reader.read_all(tree)["/jobs/one"]
+    assert third.memory is not None
+    assert third.memory.effective_limit_bytes == 4096
+
+
+def test_recreated_cgroup_is_read_anew(host: Host) -> None:
+    path = host.make("a")
+    host.tree.scan()
+    reader = Reader(host.tree.layout)
+    assert reader.read_all(host.tree)["/a"].pids == PidsStats(3)
+    path.rename(host.pids / "b")
+    host.make("a")
+    (path / "pids.current").write_text("9\n")
+    host.tree.scan()
+    assert {name: each.pids for name, each in reader.read_all(host.tree).items() if name != "/"} == {
+        "/a": PidsStats(9),
+        "/b": PidsStats(3),
+    }
+
+
+def test_slow_file_is_left_out_longer_each_time(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    host.make("a")
+    host.tree.scan()
+    slow = {"pids.current": True}
+    read = places.Place.read
+
+    def timed(place: places.Place, name: str, *, keep: bool = False) -> bytes | None:
+        host.clock.now += 0.06 if slow.get(name) else 0.001
+        return read(place, name, keep=keep)
+
+    monkeypatch.setattr(places.Place, "read", timed)
+    reader = Reader(host.tree.layout, host.clock)
+    seen = []
+    for number in range(16):
+        slow["pids.current"] = number < 5
+        seen.append("/a" in reader.read_all(host.tree))
+    # slow: left out twice; slow again: four times; then it is fast
+    assert seen == [True, False, False, True, *[False] * 4, *[True] * 8]
+    assert reader.backoffs == {"pids.current": 2}
+    assert reader.seconds["pids.current"] == pytest.approx(0.001)  # the root, which has none, is not asked again
+
+
+def test_only_what_is_wanted_is_read(host: Host) -> None:
+    for name in ("a", "a/b", "c"):
+        host.make(name)
+    host.tree.scan()
+    assert set(Reader(host.tree.layout).read_all(host.tree, lambda path: path in ("/a/b", "/c"))) == {"/a/b", "/c"}
+
+
+def test_unwanted_ancestor_bounds_all_the_same(tmp_path: Path) -> None:
+    shutil.copytree(FIXTURES / "v2", tmp_path / "v2")
+    (tmp_path / "v2/sys/fs/cgroup/jobs/memory.max").write_text("4096\n")
+    tree = Tree(read_layout(f"{tmp_path}/v2/proc", f"{tmp_path}/v2/sys/fs/cgroup"))
+    tree.scan()
+    (stats,) = Reader(tree.layout).read_all(tree, lambda path: path == "/jobs/one").values()
+    assert stats.memory is not None
+    assert stats.memory.effective_limit_bytes == 4096
 
 
 def test_bind_mount_keeps_the_path_of_the_hierarchy(tmp_path: Path) -> None:
