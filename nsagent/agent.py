@@ -22,11 +22,12 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, Final
 
 from nsagent import __version__, namespaces, serve
+from nsagent.cgroups.ends import Ended, Ends
 from nsagent.cgroups.layout import Layout, read_layout
 from nsagent.cgroups.reader import Reader
 from nsagent.cgroups.stats import CgroupStats
@@ -39,6 +40,7 @@ from nsagent.events import SCHEMA, EventFilter, KernelEvents, SyscallCounts
 from nsagent.findings import RULES, Findings, read_host_inums
 from nsagent.history import History
 from nsagent.kernel import attach, headers, mounts, pins
+from nsagent.kernel.cgroups import CgroupRing
 from nsagent.launch.launcher import sweep
 from nsagent.launch.quantities import parse_bytes
 from nsagent.metrics import catalogue
@@ -59,6 +61,7 @@ _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _NO_BPF: Final = "switched off with --no-bpf"
 _NO_TRACE: Final = "switched off with --no-trace"
 _QUEUE_FULL: Final = "queue_full"
+_FIRST_CGROUP: Final = 0xEFFFFFFB  # include/linux/proc_ns.h, PROC_CGROUP_INIT_INO
 
 
 class NodeCgroups:
@@ -68,20 +71,47 @@ class NodeCgroups:
         self._tree = Tree(layout, retain=0)  # the sampler keeps what ended
         self._reader = Reader(layout)
         self._accounting = layout.accounting[1].key
+        self._ended: dict[str, Ended] = {}
+        self.ends: Ends | None = None  # where the kernel tells of births and ends
 
     def read(self) -> dict[str, CgroupStats]:
         """Walk the hierarchies, and read each cgroup's files."""
+        if self.ends:
+            self.ends.drain()
         self._tree.scan()
-        return self._reader.read_all(self._tree)
+        found = self._reader.read_all(self._tree)
+        if self.ends:
+            self._ended |= self.ends.settle(self._tree.cgroups, found)
+        return found
+
+    def ended(self) -> dict[str, Ended]:
+        """Return the last values of what had ended by the last `read`, once."""
+        ended, self._ended = self._ended, {}
+        return ended
 
     def path_of(self, accounting_id: int) -> str | None:
-        """Return the path of a cgroup by its id in the accounting hierarchy, as of the last walk."""
-        return self._tree.path_of(accounting_id)
+        """Return the path of a cgroup by its id in the accounting hierarchy, as of the last walk, or as it was made."""
+        return self._tree.path_of(accounting_id) or (self.ends.path_of(accounting_id) if self.ends else None)
 
     def accounting_ids(self) -> dict[str, int]:
         """Return the ids in the accounting hierarchy as of the last walk, by path."""
         key = self._accounting
         return {path: cgroup.ids[key] for path, cgroup in self._tree.cgroups.items() if key in cgroup.ids}
+
+
+class NodeEnds:
+    """The births and ends of a node's cgroups as sample.CgroupEnds; their counts go on when the agent ends."""
+
+    def __init__(self, cgroups: NodeCgroups, ends: Ends, history: History) -> None:
+        self.ended, self.born, self.created = cgroups.ended, ends.born, ends.created
+        self._ends = ends
+        self._history = history
+        self._before = {outcome: history.counts.values[f"end {outcome}"] for outcome in ends.final_reads()}
+
+    def final_reads(self) -> dict[str, int]:
+        """Return how the ends were, by outcome."""
+        rise, before = self._history.counts.rise, self._before
+        return {outcome: rise(f"end {outcome}", before[outcome] + n) for outcome, n in self._ends.final_reads().items()}
 
 
 class Node:
@@ -113,6 +143,8 @@ class Node:
             self.features |= {"exact_accounting": _NO_BPF, "tracing": _NO_BPF}
         self.history = self._open_history(config.state_dir) if keep_history else None
         self.findings = self._open_findings(config) if keep_history else None
+        self.cgroup_ring: CgroupRing | None = None
+        self.ends = self._open_ends()
         before = self.history.counts.values if self.history else collections.Counter[str]()
         self._found_before = {rule: before[f"finding {rule}"] for rule in RULES}
         self._lost_before = before[_QUEUE_FULL]
@@ -167,6 +199,19 @@ class Node:
             counts=Counts(os.path.join(state_dir, "counts.json"), goes_on=adopted),
         )
 
+    def _open_ends(self) -> NodeEnds | None:
+        """Be the one reader of what the kernel tells of cgroups: who keeps no history leaves it to the next agent."""
+        if not (self.attached and self.cgroups and self.layout and self.history):
+            return None
+        if _cgroup_namespace() != _FIRST_CGROUP:
+            self.features["cgroup_ends"] = "the agent is in a cgroup namespace, and the kernel names cgroups from the host's root"
+            return None
+        self.cgroup_ring = self.attached.cgroup_ring()
+        if self.cgroup_ring is None:
+            return None
+        self.cgroups.ends = Ends(self.layout, self.cgroup_ring.read)
+        return NodeEnds(self.cgroups, self.cgroups.ends, self.history)
+
     def _open_findings(self, config: AgentConfig) -> Findings:
         return Findings(off=config.findings_off, path_of=self.origins.path_of)
 
@@ -200,6 +245,7 @@ class Node:
             retain_ns=retain_ns,
             ancestry=self.ancestry,
             cgroups=cgroups,
+            ends=self.ends,
             usage=KernelUsage(self.attached, retain_s=retain_ns / 1e9, successor=successor),
             counts=self._counts if self.attached.traces else None,
             maps=self._maps,
@@ -226,6 +272,8 @@ class Node:
     def _maps(self) -> tuple[MapFigures, ...]:
         assert self.attached is not None
         full = {"rows": self.attached.statistic("rows_full")}
+        if self.ends:
+            full["cgroup_events"] = self.attached.statistic("cgroups_lost")
         maps = self.attached.status().maps
         return tuple(MapFigures(m.name, m.entries, m.max_entries, m.memory_bytes, full.get(m.name)) for m in maps)
 
@@ -260,6 +308,8 @@ class Node:
             self.history.save()
         if self.events:
             self.events.close()
+        if self.cgroup_ring:
+            self.cgroup_ring.close()
         if self.attached:
             if unload:
                 self.attached.unload()
@@ -269,6 +319,14 @@ class Node:
 
 def _keeps_delays() -> bool:
     return _reads("/proc/sys/kernel/task_delayacct") == "1"
+
+
+def _cgroup_namespace() -> int:
+    """Return the inode number of this process's cgroup namespace, 0 where it cannot be told."""
+    try:
+        return os.stat("/proc/self/ns/cgroup").st_ino
+    except OSError:
+        return 0
 
 
 def _reads(path: str) -> str:
@@ -332,6 +390,36 @@ class Ring:
             if not self._hub.idle:
                 events = [self._origins.locate(event) for event in events]
             self._hub.publish([*events, *self._findings.of_events(events)])
+            if self._stop in {fd for fd, _ in poll.poll()}:
+                return
+
+
+class Drain:
+    """The thread that reads what the kernel tells of cgroups while nobody samples: it is woken when half of the room is taken."""
+
+    def __init__(self, ring: CgroupRing, drain: Callable[[], object]) -> None:
+        self._ring = ring
+        self._drain = drain
+        self._stop = os.eventfd(0, os.EFD_CLOEXEC)
+        self._thread = threading.Thread(target=self._run, name="cgroups", daemon=True)
+
+    def start(self) -> None:
+        """Begin to read."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread."""
+        os.eventfd_write(self._stop, 1)
+        if self._thread.is_alive():
+            self._thread.join(5)
+        os.close(self._stop)
+
+    def _run(self) -> None:
+        poll = select.poll()
+        poll.register(self._ring.fileno(), select.POLLIN)
+        poll.register(self._stop, select.POLLIN)
+        while True:
+            self._drain()
             if self._stop in {fd for fd, _ in poll.poll()}:
                 return
 
@@ -404,6 +492,10 @@ def _run(config: AgentConfig, stack: contextlib.ExitStack) -> None:
         ring = Ring(node.events, node.hub, node.history, node.findings, node.origins)
         stack.callback(ring.close)
         ring.start()
+    if node.cgroup_ring and node.cgroups and node.cgroups.ends:
+        drain = Drain(node.cgroup_ring, node.cgroups.ends.drain)
+        stack.callback(drain.close)
+        drain.start()
     watch.begin()
     control.start()
     server.start()

@@ -17,6 +17,7 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
+from nsagent.cgroups.ends import Ended
 from nsagent.cgroups.stats import CgroupStats
 from nsagent.conservation import Conservation
 from nsagent.errors import NsagentError
@@ -75,6 +76,8 @@ class NodeSample:
     facts: Facts
     cgroups: Mapping[str, CgroupStats] = field(default_factory=dict)
     cgroups_ended: Mapping[str, CgroupStats] = field(default_factory=dict)
+    cgroups_created: Mapping[str, int] = field(default_factory=dict)  # CLOCK_REALTIME ns, where it was told
+    final_reads: Mapping[str, int] = field(default_factory=dict)  # by outcome
     cgroup_usage: Mapping[str, Usage] = field(default_factory=dict)
     cgroup_usage_ended: Mapping[str, Usage] = field(default_factory=dict)
     namespaces: Mapping[NamespaceId, Usage] = field(default_factory=dict)
@@ -101,6 +104,26 @@ class CgroupSource(Protocol):
 
     def accounting_ids(self) -> dict[str, int]:
         """Return the ids of the cgroups, as of the last `read`, in the hierarchy whose cgroups are charged, by path."""
+        ...
+
+
+class CgroupEnds(Protocol):
+    """What became of cgroups between samples, as the kernel tells it."""
+
+    def ended(self) -> Mapping[str, Ended]:
+        """Return the last values of what had ended by the last `CgroupSource.read`, by path, once."""
+        ...
+
+    def born(self) -> Mapping[int, tuple[str, int]]:
+        """Return (path, parent's id) of what was made since the last call, by id in the accounting hierarchy."""
+        ...
+
+    def created(self) -> Mapping[str, int]:
+        """Return when the cgroups there are were made, CLOCK_REALTIME ns, where that was told."""
+        ...
+
+    def final_reads(self) -> Mapping[str, int]:
+        """Return how the ends were: complete, partial, late."""
         ...
 
 
@@ -159,6 +182,14 @@ class Retained(Generic[K, T]):
         self._changed = changed
         self._seen: dict[K, tuple[int, T]] = {}  # when it last lived or changed, and what it was
 
+    def last(self, key: K) -> T | None:
+        """Return the last value, None of what never was or is not kept any more."""
+        return self._seen[key][1] if key in self._seen else None
+
+    def end(self, key: K, value: T, now_ns: int) -> None:
+        """Take in the last value of what has ended, whether it was ever seen or not; before `update`."""
+        self._seen[key] = (now_ns, value)
+
     def update(self, current: Mapping[K, T], now_ns: int) -> tuple[dict[K, T], dict[K, T]]:
         """Return what lives, and what ended at most `retain_ns` ago. What lives again under its key has not ended."""
         seen, live = self._seen, {}
@@ -197,6 +228,13 @@ class Ancestry:
         if new and self._path:
             self._save(self._path)
 
+    def learn_born(self, born: Mapping[int, tuple[str, int]]) -> None:
+        """Take note of cgroups that were made, by id: path and parent's id; also of such that are gone again."""
+        new = {cgroup: place for cgroup, place in born.items() if cgroup not in self._known}
+        self._known |= new
+        if new and self._path:
+            self._save(self._path)
+
     def _load(self) -> dict[int, tuple[str, int]]:
         """Return what an earlier agent of this boot knew; nothing where its file is not to be had or not understood."""
         try:
@@ -231,7 +269,7 @@ class Ancestry:
     def sum_up(self, flat: Mapping[int, Usage]) -> tuple[dict[str, Usage], dict[str, Usage]]:
         """Sum usage up the tree. Return it by path for the cgroups that exist, and for those that are gone.
 
-        A cgroup that came and went unseen is the root's. One that is gone counts for its ancestors of then, and never for
+        A cgroup that came and went untold is the root's. One that is gone counts for its ancestors of then, and never for
         a new one under the same path.
         """
         totals = dict(flat)
@@ -278,6 +316,7 @@ class Sampler:
         retain_ns: int,
         ancestry: Ancestry,
         cgroups: CgroupSource | None = None,
+        ends: CgroupEnds | None = None,
         usage: UsageSource | None = None,
         counts: Callable[[], SyscallCounts] | None = None,
         maps: Callable[[], tuple[MapFigures, ...]] | None = None,
@@ -288,6 +327,7 @@ class Sampler:
     ) -> None:
         self.facts = Facts()
         self._cgroup_source = cgroups
+        self._ends = ends
         self._usage_source = usage
         self._read_counts = counts
         self._read_maps = maps
@@ -315,20 +355,31 @@ class Sampler:
         stats = self._collect("cgroups", source.read) if source else None
         if source and stats is not None:
             self._ancestry.learn(source.accounting_ids())
+<<<<<<< HEAD
+        usage = self._collect("usage", self._usage_source.read) if self._usage_source else None
+        if self._ends:  # after the pass: whose usage it has was told by now
+            self._ancestry.learn_born(self._ends.born())
+=======
         usage = self._collect("usage", self._read_usage) if self._usage_source else None
         figures = self._collect("namespaces", self._read_namespaces) if self._read_namespaces else None
+>>>>>>> 9ac4f1b8b3cb2ae8e24b667b35813e4ca30a060e
         counts = self._collect("syscalls", self._read_counts) if self._read_counts else None
         maps = self._collect("bpf_maps", self._read_maps) if self._read_maps else None
         findings = self._read_findings() if self._read_findings else {}  # before `observe`, which saves what is shown
         now, time_ns = time.monotonic_ns(), time.time_ns()
+        ended = self._ends.ended() if self._ends and stats is not None else {}
+        for path, final in ended.items():
+            self._cgroups.end(path, final.over(self._cgroups.last(path)), now)
         cgroups, cgroups_ended = ({}, {}) if stats is None else self._cgroups.update(stats, now)
-        used, used_ended, namespaces, namespaces_ended = self._group(usage, now)
+        used, used_ended, namespaces, namespaces_ended = self._group(usage, ended, now)
         gone = self._gone(usage, namespaces, namespaces_ended) if usage else {}
         return NodeSample(
             time_ns=time_ns,
             facts=self.facts,
             cgroups=cgroups,
             cgroups_ended=cgroups_ended,
+            cgroups_created=self._ends.created() if self._ends else {},
+            final_reads=self._ends.final_reads() if self._ends else {},
             cgroup_usage=used,
             cgroup_usage_ended=used_ended,
             namespaces=namespaces,
@@ -366,11 +417,13 @@ class Sampler:
         return self._conservation.error(shown + gone.get(kind, {}).get("cpu_ns", 0))
 
     def _group(
-        self, usage: NodeUsage | None, now: int
+        self, usage: NodeUsage | None, cgroups_ended: Mapping[str, Ended], now: int
     ) -> tuple[dict[str, Usage], dict[str, Usage], dict[NamespaceId, Usage], dict[NamespaceId, Usage]]:
         if usage is None:
             return {}, {}, {}, {}
         live, gone = self._ancestry.sum_up(usage.cgroups)
+        for path in cgroups_ended.keys() & gone.keys():
+            self._cgroup_usage.end(path, gone[path], now)
         used, ended = self._cgroup_usage.update(live, now)
         return used, {path: gone.get(path, last) for path, last in ended.items()}, *self._namespaces.update(usage.namespaces, now)
 

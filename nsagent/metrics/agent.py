@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from nsagent.metrics.family import Each, Family, Number, Scope
+from nsagent.metrics.family import NS_PER_S, Each, Family, Number, Scope
 from nsagent.sample import NodeSample
 
 SCRAPE_SAMPLES: Final = "nsagent_scrape_samples"
@@ -53,6 +53,14 @@ def _readable(sample: NodeSample) -> Each:
 
 def _full(sample: NodeSample) -> Each:
     return (((figures.name,), figures.full) for figures in sample.maps)
+
+
+def _created(sample: NodeSample) -> Each:
+    return (((path,), ns / NS_PER_S) for path, ns in sample.cgroups_created.items())
+
+
+def _final_reads(sample: NodeSample) -> Each:
+    return (((outcome,), count) for outcome, count in sample.final_reads.items())
 
 
 def _family(name: str, help_: str, source: str, labels: tuple[str, ...], each: Callable[[NodeSample], Each]) -> Family:
@@ -140,6 +148,23 @@ FAMILIES: Final[tuple[Family, ...]] = (
         "BPF: the map stats",
         ("map",),
         each=_full,
+    ),
+    _family(
+        "nsagent_cgroup_created_timestamp_seconds",
+        "When the cgroup was made, since the epoch; absent of those made before the BPF programs or the agent were there.",
+        "BPF: tracepoint cgroup:cgroup_mkdir",
+        ("cgroup",),
+        _created,
+    ),
+    Family(
+        "nsagent_cgroup_final_reads_total",
+        "counter",
+        Scope.NODE,
+        "Cgroups that ended, by how their last values were had: complete, from the kernel at the removal, all that their "
+        "controllers keep; partial, some of them so; late, none: what is shown is the last reading before the end.",
+        "BPF: tracepoint cgroup:cgroup_rmdir",
+        ("outcome",),
+        each=_final_reads,
     ),
     Family(
         SCRAPE_SAMPLES,

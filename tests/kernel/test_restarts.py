@@ -87,7 +87,10 @@ def assert_clean(pin_dir: Path) -> None:
             expected.append(bpf.prog_info(program).name)
             os.close(program)
         used = [loaded.maps[name].fd for name in ("tasks", "cgroup_scratch")]  # each that is attached uses one of them
-        wait_for(lambda: sorted(sum(map(attached_to, used), [])) == sorted(expected), what="one link for each that is pinned")
+        wait_for(
+            lambda: sorted(name for fd in used for name in attached_to(fd)) == sorted(expected),
+            what="one link for each that is pinned",
+        )
     finally:
         loaded.close()
 

@@ -82,8 +82,10 @@ def _close_found() -> Iterator[None]:
 
 
 def assert_attached_once(one: attach.Attached) -> None:
-    used = [one._maps[name].fd for name in ("tasks", "cgroup_scratch")]  # each but those user space runs uses one of them
-    support.wait_for(lambda: sorted(sum(map(attached_to, used), [])) == names(one), what="the old programs' detachment")
+    used = [one._maps[name].fd for name in ("tasks", "cgroup_scratch")]  # one of them by each that is attached
+    support.wait_for(
+        lambda: sorted(name for fd in used for name in attached_to(fd)) == names(one), what="the old programs' detachment"
+    )
     assert os.listdir(one._loaded.pin_dir) == [os.path.basename(pins.live_dir(one._loaded.pin_dir))]
     expected = len(one._loaded.maps) + 1 + len(one._loaded.programs) + len(one._loaded.links)
     assert len(os.listdir(pins.live_dir(one._loaded.pin_dir))) == expected

@@ -39,6 +39,8 @@ def full_sample() -> NodeSample:
         facts=FACTS,
         cgroups={"/": STATS, "/a": CgroupStats()},
         cgroups_ended={"/gone": STATS},
+        cgroups_created={"/": 10**18 + 1},
+        final_reads={"complete": 3, "partial": 0, "late": 1},
         cgroup_usage={"/": Usage(read_bytes=1 << 60)},
         namespaces={PID_NS: Usage(cpu_ns=10**17 + 1, threads=2, processes=1, running=2), NET_NS: Usage(threads=1)},
         namespaces_ended={NET_NS._replace(id=6): Usage(cpu_ns=5)},
