@@ -355,14 +355,10 @@ class Sampler:
         stats = self._collect("cgroups", source.read) if source else None
         if source and stats is not None:
             self._ancestry.learn(source.accounting_ids())
-<<<<<<< HEAD
-        usage = self._collect("usage", self._usage_source.read) if self._usage_source else None
+        usage = self._collect("usage", self._read_usage) if self._usage_source else None
         if self._ends:  # after the pass: whose usage it has was told by now
             self._ancestry.learn_born(self._ends.born())
-=======
-        usage = self._collect("usage", self._read_usage) if self._usage_source else None
         figures = self._collect("namespaces", self._read_namespaces) if self._read_namespaces else None
->>>>>>> 9ac4f1b8b3cb2ae8e24b667b35813e4ca30a060e
         counts = self._collect("syscalls", self._read_counts) if self._read_counts else None
         maps = self._collect("bpf_maps", self._read_maps) if self._read_maps else None
         findings = self._read_findings() if self._read_findings else {}  # before `observe`, which saves what is shown
