@@ -41,6 +41,7 @@ from nsagent.findings import RULES, Findings, read_host_inums
 from nsagent.history import History
 from nsagent.kernel import attach, headers, mounts, pins
 from nsagent.kernel.cgroups import CgroupRing
+from nsagent.kernel.lane import CgroupLane
 from nsagent.launch.launcher import sweep
 from nsagent.launch.quantities import parse_bytes
 from nsagent.metrics import catalogue
@@ -68,18 +69,22 @@ class NodeCgroups:
     """The cgroups of a layout as sample.CgroupSource."""
 
     def __init__(self, layout: Layout) -> None:
-        self._tree = Tree(layout, retain=0)  # the sampler keeps what ended
+        self._tree = Tree(layout, retain=0, watched=True)  # the sampler keeps what ended
         self._reader = Reader(layout)
+        self._lane: CgroupLane | None = None
         self._accounting = layout.accounting[1].key
         self._ended: dict[str, Ended] = {}
         self.ends: Ends | None = None  # where the kernel tells of births and ends
 
     def read(self) -> dict[str, CgroupStats]:
-        """Walk the hierarchies, and read each cgroup's files."""
+        """Look which cgroups there are, and read their files."""
         if self.ends:
             self.ends.drain()
         self._tree.scan()
+        unwalked = len(self._reader.unwalked)
         found = self._reader.read_all(self._tree)
+        for hierarchy, reason in list(self._reader.unwalked.items())[unwalked:]:
+            log.warning("event=no_fast_lane hierarchy=%s reason=%s", hierarchy, reason)
         if self.ends:
             self._ended |= self.ends.settle(self._tree.cgroups, found)
         return found
@@ -88,6 +93,17 @@ class NodeCgroups:
         """Return the last values of what had ended by the last `read`, once."""
         ended, self._ended = self._ended, {}
         return ended
+
+    def use(self, lane: CgroupLane | None) -> None:
+        """Read by walks of a hierarchy what they know."""
+        self._reader.lane = self._lane = lane
+
+    def close(self) -> None:
+        """Close what watches the hierarchies, the files, and the walks."""
+        if self._lane:
+            self._lane.close()
+        self._tree.close()
+        self._reader.close()
 
     def path_of(self, accounting_id: int) -> str | None:
         """Return the path of a cgroup by its id in the accounting hierarchy, as of the last walk, or as it was made."""
@@ -128,6 +144,8 @@ class Node:
         self.cgroups = NodeCgroups(self.layout) if self.layout else None
         self.origins = Origins(self.layout, self.cgroups.path_of if self.cgroups else lambda cgroup: None)
         self.attached = self._attach(config, as_found=not keep_history) if config.bpf else None
+        if self.attached and self.cgroups:
+            self.cgroups.use(self.attached.lane())
         self.events: KernelEvents | None = None
         self.traces = self.attached is not None and self.attached.traces
         self.hub = Hub(self.attached.trace_all if self.attached and self.traces else lambda on: None)
@@ -304,6 +322,8 @@ class Node:
 
     def close(self, *, unload: bool) -> None:
         """Let go of the programs; `unload` ends them, else the pins keep them counting."""
+        if self.cgroups:
+            self.cgroups.close()
         if self.history:
             self.history.save()
         if self.events:

@@ -1,5 +1,6 @@
-"""In which directories of a hierarchy cgroups began or ended: fanotify on its filesystem, so that nothing need be walked.
+"""In which directories of a hierarchy cgroups began or ended, or files were written: fanotify on its filesystem.
 
+So nothing need be walked, and no setting be read again that nobody wrote.
 A kernfs directory tells no change by itself: its times stand still, and its link count is the same after `rmdir a; mkdir b`
 (6.18). One mark covers a hierarchy through all its mounts. An event's file handle is the kernfs id of the directory.
 Sources: man 7 fanotify, FAN_REPORT_DIR_FID (5.9); fs/kernfs/mount.c; kernfs has an fsid, which a mark needs, since 6.7.
@@ -20,8 +21,9 @@ _NONBLOCK: Final = 0x2
 _REPORT_DIR_FID: Final = 0x400
 _MARK_ADD: Final = 0x1
 _MARK_FILESYSTEM: Final = 0x100
+_MODIFY: Final = 0x2
 _MOVED: Final = 0x40 | 0x80
-_CREATE_DELETE: Final = 0x100 | 0x200
+_BIRTHS: Final = 0x100 | 0x200 | _MOVED  # and ends
 _Q_OVERFLOW: Final = 0x4000
 _ONDIR: Final = 0x40000000
 _EVENT: Final = struct.Struct("=IBBHQii")  # struct fanotify_event_metadata
@@ -33,7 +35,7 @@ _BUFFER: Final = 1 << 16
 
 
 class Changes:
-    """What was created and removed in one hierarchy since the last `read`."""
+    """What happened in one hierarchy since the last `read`."""
 
     def __init__(self, group: int) -> None:
         self._group = group
@@ -49,7 +51,7 @@ class Changes:
         except OSError:
             return None
         try:
-            libc.fanotify_mark(group, _MARK_ADD | _MARK_FILESYSTEM, _CREATE_DELETE | _MOVED | _ONDIR, hierarchy.mountpoint)
+            libc.fanotify_mark(group, _MARK_ADD | _MARK_FILESYSTEM, _BIRTHS | _MODIFY | _ONDIR, hierarchy.mountpoint)
         except OSError:
             os.close(group)
             return None
@@ -59,9 +61,12 @@ class Changes:
         """Watch no more."""
         os.close(self._group)
 
-    def read(self) -> set[int] | None:
-        """Return the ids of the directories in which something began or ended; None where events were lost: walk all."""
-        found: set[int] = set()
+    def read(self) -> dict[int, bool] | None:
+        """Return the ids of the directories in which something happened, True where a cgroup began or ended.
+
+        None where events were lost: anything may have happened.
+        """
+        found: dict[int, bool] = {}
         lost = False
         while True:
             try:
@@ -72,12 +77,13 @@ class Changes:
                 return None
             ids = parse_events(events)
             lost |= ids is None
-            found |= ids or set()
+            for number, born in (ids or {}).items():
+                found[number] = found.get(number, False) or born
 
 
-def parse_events(events: bytes) -> set[int] | None:
-    """Return the ids of the directories; None with an event of lost events or of an unknown form."""
-    found: set[int] = set()
+def parse_events(events: bytes) -> dict[int, bool] | None:
+    """Return the ids of the directories, see `Changes.read`; None with an event of lost events or of an unknown form."""
+    found: dict[int, bool] = {}
     start = 0
     while start < len(events):
         length, _, _, head, mask, _, _ = _EVENT.unpack_from(events, start)
@@ -86,6 +92,7 @@ def parse_events(events: bytes) -> set[int] | None:
         kind, _, _, _, _, size, handle = _INFO.unpack_from(events, start + head)
         if kind != _INFO_DFID or size != _ID.size or handle != _HANDLE_KERNFS:
             return None
-        found.add(_ID.unpack_from(events, start + head + _INFO.size)[0])
+        (number,) = _ID.unpack_from(events, start + head + _INFO.size)
+        found[number] = found.get(number, False) or bool(mask & _BIRTHS)
         start += length
     return found

@@ -7,20 +7,34 @@ hierarchy's controllers hold; the root's files differ from its counters in many 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from nsagent.kernel.lane import Core
 
 Files = dict[str, bytes]
-_EVENTS = ("low", "high", "max", "oom", "oom_kill", "oom_group_kill")
+CONTROLLERS: Final = frozenset({"cpuacct", "cpu", "memory", "pids"})  # that it has something of
+_EVENTS: Final = ("low", "high", "max", "oom", "oom_kill", "oom_group_kill")
 _UNLIMITED_V1 = (1 << 63) - 1
 
 
-def files_of(core: Core, version: int, page: int) -> Files:
-    """Return the contents of the files that `core` stands for in a hierarchy of v1 or v2; `page` is the bytes of a page."""
-    return dict(_v2(core) if version == 2 else _v1(core, page))
+class Lane(Protocol):
+    """What walks a hierarchy: nsagent.kernel.lane.CgroupLane."""
+
+    def read(self, mountpoint: str) -> dict[int, bytes]:
+        """Return a record of each cgroup, by kernfs id. Raises NsagentError."""
+        ...
+
+    def decode(self, record: bytes) -> Core:
+        """Decode a record."""
+        ...
+
+
+def files_of(core: Core, version: int) -> Files:
+    """Return the contents of the files that `core` stands for in a hierarchy of v1 or v2."""
+    return dict(_v2(core) if version == 2 else _v1(core))
 
 
 def _number(value: float | None) -> bytes:
@@ -42,7 +56,7 @@ def _pids(core: Core, refused: int | None) -> Iterator[tuple[str, bytes]]:
         yield "pids.events", b"max %d\n" % refused
 
 
-def _v1(core: Core, page: int) -> Iterator[tuple[str, bytes]]:
+def _v1(core: Core) -> Iterator[tuple[str, bytes]]:
     if core.usage_ns is not None:
         yield "cpuacct.usage", _number(core.usage_ns)
         yield "cpuacct.usage_user", _number(core.user_ns)
@@ -59,6 +73,7 @@ def _v1(core: Core, page: int) -> Iterator[tuple[str, bytes]]:
             stat += b"nr_bursts %d\nburst_time %d\n" % (core.bursts, core.burst_ns or 0)
         yield "cpu.stat", stat
     if core.memory_bytes is not None:
+        page = os.sysconf("SC_PAGE_SIZE")
         none = _UNLIMITED_V1 // page * page
 
         def limit(value: float | None) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import os
 import resource
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 from nsagent.cgroups.files import GONE, open_file, read_kept, read_once
@@ -72,6 +72,8 @@ class Place:
         "id",
         "is_root",
         "record",
+        "served",
+        "told",
     )
 
     def __init__(self, hierarchy: Hierarchy, record: Record, number: int, directory: str, budget: Budget) -> None:
@@ -84,6 +86,8 @@ class Place:
         self.controllers = hierarchy.controllers if hierarchy.version == 1 else frozenset[str]()
         self._kept: dict[str, int] = {}
         self._listed: bytes | None = None
+        self.told: bytes | None = None  # the fast lane's record
+        self.served: Collection[str] = ()  # the files it stands for
         self._budget = budget
         self._base = directory + "/"
         self._directory: int | None = None

@@ -12,13 +12,15 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
-from nsagent.cgroups import parts, v1, v2
+from nsagent.cgroups import core, parts, v1, v2
+from nsagent.cgroups.core import Lane
 from nsagent.cgroups.files import read
 from nsagent.cgroups.layout import Layout
 from nsagent.cgroups.places import Budget, Place, Record
-from nsagent.cgroups.sources import Source, find_sources
+from nsagent.cgroups.sources import Source, find_sources, stands_still
 from nsagent.cgroups.stats import CgroupStats
 from nsagent.cgroups.tree import Cgroup, Tree
+from nsagent.errors import NsagentError
 
 SLOW_READ_S: Final = 0.05  # of one cgroup's file
 SLOW_FILE_S: Final = 2.0  # of one file type in all cgroups
@@ -28,12 +30,14 @@ _LONGEST_PAUSE: Final = 64
 class Reader:
     """Reads the cgroups of a layout; keeps descriptors, `close` closes them. For one thread at a time.
 
+    `lane`, if any, makes most files needless; `unwalked` has the hierarchies where it failed, and why.
     `seconds`: how long each file took in the last `read_all`. `backoffs`: how often a file was too slow, so that it is left
     out of the next 2, 4, 8.. readings.
     """
 
-    def __init__(self, layout: Layout, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, layout: Layout, clock: Callable[[], float] = time.perf_counter, lane: Lane | None = None) -> None:
         self.layout = layout
+        self.lane = lane
         self.seconds: dict[str, float] = {}
         self.backoffs: dict[str, int] = {}
         self._clock = clock
@@ -45,6 +49,8 @@ class Reader:
         self._places: dict[str, dict[str, Place]] = {source.hierarchy.key: {} for source in self._sources}
         self._generation = -1
         self._tree: Tree | None = None
+        self._touched: Mapping[str, set[int] | None] = {}
+        self.unwalked: dict[str, str] = {}
         self._pauses: dict[str, tuple[int, int]] = {}  # file: readings left to wait, readings of this pause
 
     def __del__(self) -> None:
@@ -93,8 +99,11 @@ class Reader:
         """
         self._follow(tree, wanted)
         self.seconds = {}
+        self._touched = tree.take_touched()
         for place in self._places.get("v2", {}).values():
             place.look_at_controllers(keep=True)
+        if self.lane is not None:
+            self._walk(self.lane)
         for source in self._sources:
             self._read_source(source, list(self._places[source.hierarchy.key].values()), keep=True)
         found: dict[str, CgroupStats] = {}
@@ -154,6 +163,35 @@ class Reader:
                 for name in source.files:
                     place.record.forget(source.part, name)
 
+    def _walk(self, lane: Lane) -> None:
+        """Take what a walk of each hierarchy knows; those files are not read. A walk that fails is made up for by files."""
+        for hierarchy in dict.fromkeys(source.hierarchy for source in self._sources):
+            sources = [source for source in self._sources if source.hierarchy is hierarchy]
+            if not core.CONTROLLERS & {source.controller for source in sources}:
+                continue
+            start = self._clock()
+            try:
+                records = lane.read(hierarchy.mountpoint)
+            except NsagentError as error:
+                records = {}
+                self.unwalked[hierarchy.key] = str(error)
+            part_of = {name: source.part for source in sources for name in source.files}
+            for place in self._places[hierarchy.key].values():
+                told = None if place.is_root else records.get(place.id)
+                if told != place.told:
+                    self._take(place, core.files_of(lane.decode(told), hierarchy.version) if told else {}, part_of)
+                    place.told = told
+            self.seconds["bpf_iter/cgroup"] = self.seconds.get("bpf_iter/cgroup", 0) + self._clock() - start
+
+    @staticmethod
+    def _take(place: Place, contents: dict[str, bytes], part_of: Mapping[str, str]) -> None:
+        place.served = contents.keys()
+        for name, text in contents.items():
+            part = part_of.get(name)
+            if part is not None and place.record.files[part].get(name) != text:
+                place.record.files[part][name] = text
+                place.record.changed.add(part)
+
     def _read_source(self, source: Source, places: list[Place], *, keep: bool) -> None:
         having = [place for place in places if source.controller in place.controllers]
         source.learn_files(having)
@@ -178,16 +216,23 @@ class Reader:
         """Read one file of all those cgroups; return the time of the slowest, s."""
         part, key, clock = source.part, source.hierarchy.key, self._clock
         absent = [(key, is_root, name) in self._absent for is_root in (False, True)]
+        touched = self._touched.get(key) if keep else None
+        unlisted = v1.FILES["blkio"][0] if name == v1.FILES["blkio"][1] else ""
         last, slowest = clock(), 0.0
         for place in places:
-            if place.gone or absent[place.is_root]:
+            if place.gone or absent[place.is_root] or name in place.served:
+                continue
+            record = place.record
+            files = record.files[part]
+            if touched is not None and place.id not in touched and stands_still(name, files.get(name)):
+                continue
+            if unlisted and files.get(unlisted, b"").startswith(b"Total "):  # no device there, so none here
+                record.forget(part, name)
                 continue
             text = place.read(name, keep=keep)
             now = clock()
             slowest = max(slowest, now - last)
             last = now
-            record = place.record
-            files = record.files[part]
             if text is not None:
                 if files.get(name) != text:
                     files[name] = text

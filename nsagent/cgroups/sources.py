@@ -27,6 +27,18 @@ _PARTS: Final = {
 }
 _WITHOUT_CONTROLLER: Final = frozenset({"cpu", "pressure", "state"})
 
+_STANDING: Final = v1.SETTINGS | v2.SETTINGS | {"cgroup.stat"}
+
+
+def stands_still(name: str, text: bytes | None) -> bool:
+    """Tell whether a file must be as it was read last where nobody wrote in its directory, and no child began or ended.
+
+    cgroup.stat of a cgroup without descendants, living or dying, is such a file.
+    """
+    if text is None or name not in _STANDING:
+        return False
+    return name != "cgroup.stat" or (text.startswith(b"nr_descendants 0\n") and b"\nnr_dying_descendants 0\n" in text)
+
 
 @dataclass(slots=True, eq=False)
 class Source:

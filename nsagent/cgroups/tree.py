@@ -54,6 +54,7 @@ class Tree:
         self.generation = 0  # rises with each change of `cgroups`
         self._scanned = -1
         self._changes = {h.key: Changes.of(h) if watched else None for h in layout.hierarchies}
+        self._touched: dict[str, set[int] | None] = dict.fromkeys(self._changes)
         self._ids: dict[str, dict[str, int]] = {}  # as of the last scan, by hierarchy, then path
 
     @property
@@ -67,6 +68,7 @@ class Tree:
             if changes is not None:
                 changes.close()
         self._changes = dict.fromkeys(self._changes)
+        self._touched = dict.fromkeys(self._changes)
 
     def scan(self) -> None:
         """Find what is new, what ended and what was recreated under its path.
@@ -92,18 +94,29 @@ class Tree:
         self._scanned = self.generation
         self._expire()
 
+    def take_touched(self) -> dict[str, set[int] | None]:
+        """Return by hierarchy the ids of the cgroups in which something was written, began or ended before the last scan and
+        after the scan that the last call of this was about; None where that is not known."""
+        touched = self._touched
+        self._touched = {key: set() if changes is not None else None for key, changes in self._changes.items()}
+        return touched
+
     def _look(self, hierarchy: Hierarchy, known: dict[str, int] | None) -> dict[str, int]:
         """Return the ids of a hierarchy by path: `known` itself if nothing changed."""
         changes = self._changes[hierarchy.key]
         heard = changes.read() if changes is not None else None
+        touched = self._touched[hierarchy.key]
+        self._touched[hierarchy.key] = None if heard is None or touched is None else touched | heard.keys()
         if known is None or heard is None:
             found = dict(walk(hierarchy))
             return known if known == found else found
-        if not heard:
+        if not any(heard.values()):
             return known
         paths = {number: path for path, number in known.items()}
         current = dict(known)
-        for path in sorted(paths[number] for number in heard & paths.keys()):  # an unknown one is below another that was heard
+        for path in sorted(
+            paths[number] for number, born in heard.items() if born and number in paths
+        ):  # an unknown one is below another that was heard
             if path in current or path == (hierarchy.prefix or "/"):
                 below = path.rstrip("/") + "/"
                 for other in [other for other in current if other.startswith(below)]:

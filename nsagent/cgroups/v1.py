@@ -50,6 +50,12 @@ FILES: Final[Mapping[str, tuple[str, ...]]] = {
     "hugetlb": (),  # by the sizes there are: nsagent.cgroups.parts.hugetlb_files
 }
 
+# What only a write(2) in the cgroup's directory changes.
+SETTINGS: Final = frozenset(
+    {"cpu.cfs_quota_us", "cpu.cfs_period_us", "cpu.shares", "memory.limit_in_bytes", "memory.soft_limit_in_bytes"}
+    | {"memory.memsw.limit_in_bytes", "pids.max", "misc.max"}
+)
+
 # PAGE_COUNTER_MAX pages, in bytes: 2**63 less one page, of at most 64 KiB.
 _UNLIMITED: Final = 2**63 - 65536
 _DETAIL: Final = {

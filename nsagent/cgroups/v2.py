@@ -50,6 +50,11 @@ FILES: Final[Mapping[str, tuple[str, ...]]] = {
     "hugetlb": (),  # by the sizes there are: nsagent.cgroups.parts.hugetlb_files
 }
 
+# What only a write(2) in the cgroup's directory changes.
+SETTINGS: Final = frozenset(
+    {"cpu.max", "cpu.weight", "memory.max", "memory.high", "memory.low", "memory.min", "memory.swap.max", "pids.max", "misc.max"}
+)
+
 # There without a controller too; cpu.stat then with the times alone.
 EVERYWHERE: Final = frozenset({"cpu.stat", *FILES["pressure"], *FILES["state"]})
 

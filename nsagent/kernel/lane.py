@@ -109,6 +109,7 @@ class CgroupLane:
         self._records = maps["lane"]
         self._config = maps["config"]
         self._links: dict[str, int] = {}
+        self._page = os.sysconf("SC_PAGE_SIZE")
 
     def read(self, mountpoint: str) -> dict[int, bytes]:
         """Return a record of each cgroup below and at a mountpoint, by kernfs id.
@@ -129,6 +130,10 @@ class CgroupLane:
             raise LoadError(f"{mountpoint} has {count} cgroups, and there is room for {self._records.max_entries}")
         text = self._records.read_array(0, count)
         return {_ID.unpack_from(text, at)[0]: text[at : at + size] for at in range(0, len(text), size)}
+
+    def decode(self, record: bytes) -> Core:
+        """Decode one of those records."""
+        return decode(record, self._page)
 
     def _attach(self, mountpoint: str) -> int:
         directory = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

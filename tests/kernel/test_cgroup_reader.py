@@ -243,6 +243,38 @@ def test_watched_tree_equals_a_walk(layout: Layout, make: Callable[[str], Path])
         tree.close()
 
 
+def test_settings_that_somebody_wrote_are_read_again(layout: Layout, cgroup_name: str) -> None:
+    """The reader does not read a limit again that nobody wrote; so each write must be heard of."""
+    group = Group.create(layout, f"{cgroup_name}/job")
+    tree, reader = Tree(layout, watched=True), Reader(layout)
+    try:
+        for pids, memory, cpus in ((5, 1 << 24, 0.5), (6, 1 << 25, 0.25), (6, 1 << 25, 0.75), (7, 1 << 24, 0.75)):
+            group.apply(Limits(pids=pids, memory_bytes=memory, cpus=cpus))
+            for _ in range(2):
+                tree.scan()
+                stats = reader.read_all(tree)[f"/{group.path}"]
+                assert stats == Reader(layout).read(f"/{group.path}")
+                assert stats.pids is not None
+                assert stats.cpu is not None
+                assert stats.memory is not None
+                assert (stats.pids.limit, stats.memory.limit_bytes, stats.cpu.limit_cores) == (pids, memory, cpus)
+        if layout.v2 is not None:
+            child = Path(layout.v2.mountpoint, group.path, "child")
+            for descendants in (1, 0):
+                if descendants:
+                    child.mkdir()
+                else:
+                    child.rmdir()
+                tree.scan()
+                state = reader.read_all(tree)[f"/{group.path}"].state
+                assert state is not None
+                assert state.descendants == descendants
+    finally:
+        reader.close()
+        tree.close()
+        group.remove()
+
+
 def test_new_parts_equal_the_files(layout: Layout, cgroup_name: str) -> None:
     group = Group.create(layout, f"{cgroup_name}/job")
     try:

@@ -13,12 +13,13 @@ import pytest
 
 from nsagent.cgroups import core
 from nsagent.cgroups.layout import Hierarchy, read_layout
+from nsagent.cgroups.reader import Reader
+from nsagent.cgroups.tree import Tree
 from nsagent.kernel import abi, lane
 from nsagent.kernel.attach import Attached
 from tests.support import remove_cgroups, unique_name, wait_for
 
 pytestmark = pytest.mark.kernel
-PAGE = os.sysconf("SC_PAGE_SIZE")
 # v1: what makes files differ from their defaults. v2's have other names, and only those that exist are written.
 SETTINGS = {
     "cpu.shares": "512",
@@ -104,7 +105,7 @@ def test_each_number_is_the_files(walker: lane.CgroupLane, groups: dict[Hierarch
 
         def differences(hierarchy: Hierarchy = hierarchy, group: Path = group) -> list[str]:
             record = walker.read(hierarchy.mountpoint)[group.stat().st_ino]
-            contents = core.files_of(lane.decode(record, PAGE), hierarchy.version, PAGE)
+            contents = core.files_of(walker.decode(record), hierarchy.version)
             wrong = []
             for name, text in contents.items():
                 if not (group / name).exists():
@@ -118,6 +119,23 @@ def test_each_number_is_the_files(walker: lane.CgroupLane, groups: dict[Hierarch
     wanted = {"pids.current", "pids.max"}
     assert compared >= wanted, compared
     assert len(compared) >= 12, compared
+
+
+def test_a_reader_finds_the_same_with_and_without(walker: lane.CgroupLane, groups: dict[Hierarchy, Path]) -> None:
+    tree = Tree(read_layout())
+    tree.scan()
+    readers = Reader(tree.layout), Reader(tree.layout, lane=walker)
+    mine = {path for path in tree.cgroups if any(path == f"/{group.parent.name}/a" for group in groups.values())}
+    assert mine
+
+    def equal() -> bool:
+        files, walked = ({path: stats for path, stats in reader.read_all(tree).items() if path in mine} for reader in readers)
+        assert files.keys() == walked.keys() == mine
+        return files == walked
+
+    wait_for(equal, 10, "both to say the same")
+    again = readers[1].read_all(tree)
+    assert all(again[path] is stats for path, stats in readers[1].read_all(tree).items() if path in mine), "nothing changed"
 
 
 def test_all_of_a_hierarchy_are_in_one_walk(walker: lane.CgroupLane, groups: dict[Hierarchy, Path]) -> None:
