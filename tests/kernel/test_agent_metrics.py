@@ -173,7 +173,7 @@ def test_a_cgroup_that_ended_stays_for_a_while_and_its_parent_keeps_its_share(
         place.rmdir()
     for _ in range(2):
         samples = agent.scrape()
-        assert (get(samples, "nsagent_cgroup_cpu_usage_seconds_total", cgroup=inner) or 0) >= last
+        assert (get(samples, "nsagent_cgroup_cpu_usage_seconds_total", cgroup=inner) or 0) >= (last or 0)
         assert get(samples, "nsagent_cgroup_memory_usage_bytes", cgroup=inner) is None, "a gauge of what is gone"
         assert (get(samples, "nsagent_cgroup_storage_bytes_total", cgroup=inner, operation="write") or 0) >= size
         assert (get(samples, "nsagent_cgroup_storage_bytes_total", cgroup=outer, operation="write") or 0) >= size
