@@ -134,8 +134,12 @@ def test_a_reader_finds_the_same_with_and_without(walker: lane.CgroupLane, group
         return files == walked
 
     wait_for(equal, 10, "both to say the same")
-    again = readers[1].read_all(tree)
-    assert all(again[path] is stats for path, stats in readers[1].read_all(tree).items() if path in mine), "nothing changed"
+
+    def unchanged() -> bool:
+        last = readers[1].read_all(tree)
+        return all(last[path] is stats for path, stats in readers[1].read_all(tree).items() if path in mine)
+
+    wait_for(unchanged, 10, "what did not change to be the same object")
 
 
 def test_all_of_a_hierarchy_are_in_one_walk(walker: lane.CgroupLane, groups: dict[Hierarchy, Path]) -> None:
