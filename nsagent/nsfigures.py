@@ -136,8 +136,8 @@ class NamespaceReader:
 
         A namespace that is not in `members` is forgotten.
         """
+        highest = self._highest_pids(self._clock())
         start = self._clock()
-        highest = self._highest_pids(start)
         known = {namespace: self._known.get(namespace, _UNKNOWN) for namespace in members if namespace.kind in _READ}
         for namespace in sorted(known, key=lambda namespace: known[namespace].tried_at):
             if (now := self._clock()) - start >= self._budget_s:
@@ -211,8 +211,8 @@ class NamespaceReader:
         return len(line) - 1 if line[-1] == namespaces.FIRST_USER else None
 
     def _highest_pids(self, now: float) -> Mapping[int, int]:
-        if self._pids_at is None or now - self._pids_at >= PIDS_EVERY_S:
-            self._pids.renew()
+        due = self._pids_at is None or now - self._pids_at >= PIDS_EVERY_S
+        if due and self._pids.renew(lambda: self._clock() - now < self._budget_s / 2):
             self._pids_at = now
         return self._pids.highest
 
@@ -237,23 +237,30 @@ class _Pids:
         self._known: dict[tuple[str, int], tuple[tuple[int, int], ...]] = {}  # to inums, and the pid in each
         self.highest: dict[int, int] = {}  # by inum
 
-    def renew(self) -> None:
-        """Look at all processes: some 1 us each, 8 more where it is new, 30 more where it is in a PID namespace of its own."""
+    def renew(self, has_time: Callable[[], bool] = lambda: True) -> bool:
+        """Look at all processes: some 1 us each, 15 more where it is new, 30 more where it is in a PID namespace of its own.
+
+        Return whether all were asked while there was time; if not, the next call goes on, and only the reader's own is known.
+        """
         self.highest = {}
         try:
             own = os.stat(f"{self._procfs}/self/ns/pid").st_ino
             with os.scandir(self._procfs) as entries:
                 found = [(entry.name, entry.inode()) for entry in entries if entry.name.isdecimal()]
         except OSError:
-            return
+            return True
         if not any(name == "1" for name, _ in found):  # hidepid: who knows what else is not shown
-            return
+            return True
         known: dict[tuple[str, int], tuple[tuple[int, int], ...]] = {}
         highest = {own: max(int(name) for name, _ in found)}
+        all_asked = True
         try:
             for process in found:
                 places = self._known.get(process)
                 if places is None:
+                    if not has_time():
+                        all_asked = False
+                        continue
                     try:
                         places = self._ask(process[0], own)
                     except (NsagentError, FileNotFoundError, ProcessLookupError, ValueError, StopIteration):
@@ -264,7 +271,8 @@ class _Pids:
                         highest[inum] = inside
         except OSError:  # it may be in any of those below
             highest = {own: highest[own]}
-        self._known, self.highest = known, highest
+        self._known, self.highest = known, highest if all_asked else {own: highest[own]}
+        return all_asked
 
     def _ask(self, pid: str, own: int) -> tuple[tuple[int, int], ...]:
         entry = f"{self._procfs}/{pid}/ns/pid"

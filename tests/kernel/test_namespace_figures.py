@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 from nsagent import namespaces, procfs
-from nsagent.metrics.encode import printable
 from nsagent.namespaces import NamespaceId, NamespaceKind
 from nsagent.nsfigures import NamespaceFigures, NamespaceReader
 from tests.kernel.agents import get, running
@@ -37,6 +36,7 @@ for _ in range(10):
 """
 DATAGRAM = 20 + 8 + 1000  # with its IPv4 and UDP headers: loopback counts no Ethernet header (drivers/net/loopback.c)
 HOSTILE = b'a"b\\101{}=,\x01\xfe'
+WRITTEN = r'a"b\134101{}=,\001\376'
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -149,6 +149,23 @@ def test_highest_pid() -> None:
         assert (found[identify(os.getpid(), NamespaceKind.PID)].highest_pid or 0) >= pid
 
 
+def test_a_highest_pid_is_not_told_before_all_processes_were_asked() -> None:
+    with inside("unshare", "--pid", "--fork") as (pid, _):
+        time, step = 0.0, 0.5
+
+        def clock() -> float:
+            nonlocal time
+            time += step
+            return time
+
+        reader = NamespaceReader(budget_s=9, clock=clock)  # time for about seven processes
+        members = {identify(pid, NamespaceKind.PID): pid, identify(os.getpid(), NamespaceKind.PID): os.getpid()}
+        inner, own = (reader.read(members).namespaces[namespace].highest_pid for namespace in members)
+        assert (inner, (own or 0) >= pid) == (None, True)
+        step = 0.0
+        assert reader.read(members).namespaces[identify(pid, NamespaceKind.PID)].highest_pid == 1
+
+
 def test_offsets_of_clocks() -> None:
     require(os.path.exists("/proc/self/ns/time"), "this kernel has no time namespaces")
     offsets = ("--monotonic", "-5", "--boottime", "86400")
@@ -201,7 +218,7 @@ def test_an_agent_exports_them(world: list[str]) -> None:
         samples = agent.scrape()
         assert get(samples, received, device="lo", **net) == 10 * DATAGRAM
         if made.returncode == 0:
-            assert get(samples, received, device=printable(os.fsdecode(HOSTILE)), **net) == 0
+            assert get(samples, received, device=WRITTEN, **net) == 0
         assert get(samples, "nsagent_namespace_sockets", protocol="udp", **net) == 2
         assert get(samples, "nsagent_namespace_mounts", **mnt) == Path(f"/proc/{pid}/mountinfo").read_text().count("\n")
         assert get(samples, "nsagent_namespace_limit", kind="net") is not None
