@@ -114,9 +114,8 @@ class Tree:
             return known
         paths = {number: path for path, number in known.items()}
         current = dict(known)
-        for path in sorted(
-            paths[number] for number, born in heard.items() if born and number in paths
-        ):  # an unknown one is below another that was heard
+        # A directory that is not known is below another of which something was heard.
+        for path in sorted(paths[number] for number, born in heard.items() if born and number in paths):
             if path in current or path == (hierarchy.prefix or "/"):
                 below = path.rstrip("/") + "/"
                 for other in [other for other in current if other.startswith(below)]:
