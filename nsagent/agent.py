@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import platform
+import resource
 import select
 import signal
 import tempfile
@@ -61,6 +62,7 @@ log = logging.getLogger(__name__)
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _NO_BPF: Final = "switched off with --no-bpf"
 _NO_TRACE: Final = "switched off with --no-trace"
+_DESCRIPTORS: Final = 1 << 16
 _QUEUE_FULL: Final = "queue_full"
 _FIRST_CGROUP: Final = 0xEFFFFFFB  # include/linux/proc_ns.h, PROC_CGROUP_INIT_INO
 
@@ -461,10 +463,20 @@ def run(config: AgentConfig) -> None:
         NsagentError: it cannot run here: another agent has the state or pin directory, the port is in use, or a directory
             may not be written.
     """
+    _raise_descriptors()
     for number in _SIGNALS:
         signal.signal(number, _stop)
     with contextlib.suppress(_Stopped), contextlib.ExitStack() as stack:
         _run(config, stack)
+
+
+def _raise_descriptors() -> None:
+    """Have the descriptors that are allowed, not the 1,024 that a service starts with: cgroups' files are kept open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _run(config: AgentConfig, stack: contextlib.ExitStack) -> None:

@@ -13,7 +13,7 @@ from nsagent.cgroups.layout import Hierarchy
 from nsagent.cgroups.stats import CgroupStats
 from nsagent.errors import NsagentError
 
-MOST_FILES: Final = 6000  # 30 MB of kernel memory
+MOST_FILES: Final = 9000  # 45 MB of kernel memory
 _MOST_DIRECTORIES: Final = 16384
 _PINNED_BYTES: Final = 5 << 10  # by a cgroup file's descriptor after its first read (seq_file's page and more), measured on 6.18
 _DIRECTORY_BYTES: Final = 1 << 10
