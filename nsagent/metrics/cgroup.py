@@ -7,55 +7,88 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any, Final
 
-from nsagent.cgroups.stats import CgroupStats
+from nsagent.cgroups.stats import IoStats
 from nsagent.metrics.family import NS_PER_S, Each, Family, Number, Scope
 
 _CG: Final = Scope.CGROUP
 
 
-def _of(part: str, field: str, *, limit: bool = False) -> Callable[[CgroupStats], Number]:
-    """Return a getter of one number; a limit of infinity is no limit, and no series."""
+def _limit(field: str) -> Callable[[Any], Number]:
+    """Return a getter of a limit; infinity is no limit, and no series."""
 
-    def read(stats: CgroupStats) -> Number:
-        found: Any = getattr(stats, part)
-        value: Number = None if found is None else getattr(found, field)
-        return None if limit and value == math.inf else value
+    def read(part: Any) -> Number:
+        value: Number = getattr(part, field)
+        return None if value == math.inf else value
 
     return read
 
 
 def _counter(name: str, help_: str, source: str, part: str, field: str, *, scale: int = 1) -> Family:
-    return Family(f"nsagent_cgroup_{name}", "counter", _CG, help_, source, parts=(((), _of(part, field)),), scale=scale)
+    parts = (((), attrgetter(field)),)
+    return Family(f"nsagent_cgroup_{name}", "counter", _CG, help_, source, parts=parts, scale=scale, part=part)
 
 
 def _gauge(name: str, help_: str, source: str, part: str, field: str, *, limit: bool = False, final: bool = False) -> Family:
-    getter = _of(part, field, limit=limit)
-    return Family(f"nsagent_cgroup_{name}", "gauge", _CG, help_, source, parts=(((), getter),), final=final)
+    parts = (((), _limit(field) if limit else attrgetter(field)),)
+    return Family(f"nsagent_cgroup_{name}", "gauge", _CG, help_, source, parts=parts, final=final, part=part)
 
 
 def _split(name: str, label: str, help_: str, source: str, part: str, *, scale: int = 1, **fields: str) -> Family:
-    parts = tuple(((value,), _of(part, field)) for value, field in fields.items())
-    return Family(f"nsagent_cgroup_{name}", "counter", _CG, help_, source, (label,), parts, scale=scale)
+    parts = tuple(((value,), attrgetter(field)) for value, field in fields.items())
+    return Family(f"nsagent_cgroup_{name}", "counter", _CG, help_, source, (label,), parts, scale=scale, part=part)
 
 
-def _memory_detail(stats: CgroupStats) -> Each:
-    return (((kind,), value) for kind, value in stats.memory.detail.items()) if stats.memory else iter(())
+def _by(
+    name: str, labels: tuple[str, ...], help_: str, source: str, place: str, *, limit: bool = False, scale: int = 1
+) -> Family:
+    """Return a family with a series for each key of a mapping: `place` is "part.mapping", then the field of its values."""
+    part, mapping, *field = place.split(".")
+    read: Callable[[Any], Number] = (_limit(field[0]) if limit else attrgetter(field[0])) if field else lambda value: value
+
+    def each(found: Any) -> Each:
+        return ((key if isinstance(key, tuple) else (key,), read(value)) for key, value in getattr(found, mapping).items())
+
+    return Family(
+        f"nsagent_cgroup_{name}",
+        "counter" if name.endswith("_total") else "gauge",
+        _CG,
+        help_,
+        source,
+        labels,
+        each=each,
+        scale=scale,
+        part=part,
+    )
 
 
-def _memory_events(stats: CgroupStats) -> Each:
-    return (((event,), value) for event, value in stats.memory.events.items()) if stats.memory else iter(())
-
-
-def _devices(read: str, write: str, discard: str) -> Callable[[CgroupStats], Each]:
-    def each(stats: CgroupStats) -> Each:
-        for device, io in stats.io.devices.items() if stats.io else ():
+def _devices(read: str, write: str, discard: str) -> Callable[[IoStats], Each]:
+    def each(stats: IoStats) -> Each:
+        for device, io in stats.devices.items():
             yield (device, "read"), getattr(io, read)
             yield (device, "write"), getattr(io, write)
             yield (device, "discard"), getattr(io, discard)
 
     return each
+
+
+def _used(name: str, label: str, help_: str, source: str, *, kind: Literal[counter, gauge] = "counter", **fields: str) -> Family:
+    """Return a family of what tasks used, split by `label` where that is not empty."""
+    parts = tuple(((value,) if label else (), field) for value, field in fields.items())
+    scale = NS_PER_S if all(field.endswith("_ns") for field in fields.values()) else 1
+    labels = (label,) if label else ()
+    return Family(
+        f"nsagent_cgroup_{name}",
+        "counter" if name.endswith("_total") else "gauge",
+        Scope.CGROUP_USAGE,
+        help_,
+        source,
+        labels,
+        parts,
+        scale=scale,
+    )
 
 
 FAMILIES: Final[tuple[Family, ...]] = (
@@ -220,7 +253,8 @@ FAMILIES: Final[tuple[Family, ...]] = (
         "Memory by type; types overlap, so never sum over them.",
         "memory.stat (v1: its total_ lines)",
         ("type",),
-        each=_memory_detail,
+        each=lambda memory: (((kind,), value) for kind, value in memory.detail.items()),
+        part="memory",
     ),
     _split(
         "memory_page_faults_total",
@@ -261,7 +295,8 @@ FAMILIES: Final[tuple[Family, ...]] = (
         "How often a memory boundary was met, and processes killed for it; on v1 of this cgroup alone, without its descendants.",
         "v2 memory.events; v1 memory.failcnt (max), memory.oom_control (oom_kill)",
         ("event",),
-        each=_memory_events,
+        each=lambda memory: (((event,), value) for event, value in memory.events.items()),
+        part="memory",
     ),
     Family(
         "nsagent_cgroup_io_bytes_total",
@@ -272,6 +307,7 @@ FAMILIES: Final[tuple[Family, ...]] = (
         "v2 io.stat; v1 blkio.throttle.io_service_bytes_recursive",
         ("device", "operation"),
         each=_devices("read_bytes", "write_bytes", "discard_bytes"),
+        part="io",
     ),
     Family(
         "nsagent_cgroup_io_operations_total",
@@ -281,6 +317,7 @@ FAMILIES: Final[tuple[Family, ...]] = (
         "v2 io.stat; v1 blkio.throttle.io_serviced_recursive",
         ("device", "operation"),
         each=_devices("reads", "writes", "discards"),
+        part="io",
     ),
     Family(
         "nsagent_cgroup_storage_bytes_total",
@@ -321,5 +358,132 @@ FAMILIES: Final[tuple[Family, ...]] = (
         "pids.events max",
         "pids",
         "limit_hits",
+    ),
+    _gauge(
+        "cpuset_cpus",
+        "CPUs the tasks may run on.",
+        "v2 cpuset.cpus.effective; v1 cpuset.effective_cpus",
+        "cpuset",
+        "cpus",
+    ),
+    _gauge(
+        "cpuset_mems",
+        "Memory nodes the tasks may allocate from.",
+        "v2 cpuset.mems.effective; v1 cpuset.effective_mems",
+        "cpuset",
+        "mems",
+    ),
+    _by(
+        "pressure_waiting_seconds_total",
+        ("resource",),
+        "Time in which at least one task waited for a resource (cpu, memory, io).",
+        "v2 cpu.pressure, memory.pressure, io.pressure: some. Needs CONFIG_PSI",
+        "pressure.resources.waiting_ns",
+        scale=NS_PER_S,
+    ),
+    _by(
+        "pressure_stalled_seconds_total",
+        ("resource",),
+        "Time in which all tasks that were not idle waited for a resource (cpu, memory, io, irq).",
+        "v2 cpu.pressure, memory.pressure, io.pressure, irq.pressure (since 6.1): full. Needs CONFIG_PSI",
+        "pressure.resources.stalled_ns",
+        scale=NS_PER_S,
+    ),
+    _by(
+        "hugetlb_usage_bytes",
+        ("size",),
+        "Huge pages in use by size.",
+        "v2 hugetlb.SIZE.current; v1 hugetlb.SIZE.usage_in_bytes",
+        "hugetlb.sizes.usage_bytes",
+    ),
+    _by(
+        "hugetlb_limit_bytes",
+        ("size",),
+        "Most huge pages allowed; absent without a limit.",
+        "v2 hugetlb.SIZE.max; v1 hugetlb.SIZE.limit_in_bytes",
+        "hugetlb.sizes.limit_bytes",
+        limit=True,
+    ),
+    _by(
+        "hugetlb_failures_total",
+        ("size",),
+        "Huge pages refused because of the limit.",
+        "v2 hugetlb.SIZE.events max; v1 hugetlb.SIZE.failcnt",
+        "hugetlb.sizes.failures",
+    ),
+    _by("rdma_usage", ("device", "object"), "RDMA objects in use.", "rdma.current", "rdma.objects.usage"),
+    _by(
+        "rdma_limit",
+        ("device", "object"),
+        "Most RDMA objects allowed; absent without a limit.",
+        "rdma.max",
+        "rdma.objects.limit",
+        limit=True,
+    ),
+    _by("misc_usage", ("resource",), "Scarce resources in use.", "misc.current", "misc.resources.usage"),
+    _by(
+        "misc_limit",
+        ("resource",),
+        "Most of a scarce resource allowed; absent without a limit.",
+        "misc.max",
+        "misc.resources.limit",
+        limit=True,
+    ),
+    _by(
+        "misc_events_total",
+        ("resource",),
+        "Times a scarce resource was refused because of the limit.",
+        "misc.events",
+        "misc.events",
+    ),
+    _gauge("frozen", "Whether the cgroup is frozen (1) or not (0).", "v2 cgroup.events; v1 freezer.state", "state", "frozen"),
+    _gauge(
+        "populated",
+        "Whether there is a task in the cgroup or its descendants (1) or none (0).",
+        "v2 cgroup.events",
+        "state",
+        "populated",
+    ),
+    _gauge("descendants", "Living cgroups below this one.", "v2 cgroup.stat nr_descendants", "state", "descendants"),
+    _gauge(
+        "dying_descendants",
+        "Removed cgroups below this one that the kernel still keeps because something is charged to them.",
+        "v2 cgroup.stat nr_dying_descendants",
+        "state",
+        "dying_descendants",
+    ),
+    _used(
+        "run_queue_seconds_total",
+        "",
+        "Time tasks were runnable and waited for a CPU.",
+        "BPF: sched_info.run_delay; /proc: schedstat. Needs CONFIG_SCHED_INFO",
+        all="run_queue_ns",
+    ),
+    _used(
+        "io_delay_seconds_total",
+        "",
+        "Time tasks waited for block IO to complete; absent unless the kernel accounts it (sysctl kernel.task_delayacct=1).",
+        "BPF: delays.blkio_delay; /proc: stat delayacct_blkio_ticks",
+        all="io_delay_ns",
+    ),
+    _used(
+        "context_switches_total",
+        "type",
+        "Context switches: voluntary ones by tasks that had to wait, involuntary ones of tasks that could have gone on.",
+        "BPF: task_struct nvcsw, nivcsw; /proc: status",
+        voluntary="voluntary_switches",
+        involuntary="involuntary_switches",
+    ),
+    _used(
+        "tasks",
+        "state",
+        "Threads in the cgroup and its descendants, by state.",
+        "BPF: task_struct __state, exit_state; /proc: stat",
+        running="running",
+        sleeping="sleeping",
+        disk_sleep="disk_sleep",
+        stopped="stopped",
+        zombie="zombie",
+        idle="idle",
     ),
 )

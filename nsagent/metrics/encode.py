@@ -1,66 +1,26 @@
 """Write a NodeSample in Prometheus' text format 0.0.4 or in OpenMetrics 1.0.
 
-The loop over families and things is the hot path of a scrape: a thing's labels are formatted once in its life, a number by
-one f-string. Sources: prometheus.io/docs/instrumenting/exposition_formats, prometheus.io/docs/specs/om/open_metrics_spec.
+The tables of cgroups and namespaces are kept from scrape to scrape (`columns`); what is of the whole node is written anew.
+Sources: prometheus.io/docs/instrumenting/exposition_formats, prometheus.io/docs/specs/om/open_metrics_spec.
 """
 
 from __future__ import annotations
 
-import functools
-import math
-import re
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from operator import itemgetter
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
+from nsagent.cgroups.stats import CgroupStats
 from nsagent.metrics.agent import SCRAPE_SAMPLES
-from nsagent.metrics.family import NS_PER_S, Family, Number, Scope
+from nsagent.metrics.columns import Column, Table
+from nsagent.metrics.family import NS_PER_S, Family, Scope
+from nsagent.metrics.text import label, label_text, number, seconds
+from nsagent.metrics.text import printable as printable
 from nsagent.namespaces import NamespaceId
 from nsagent.sample import NodeSample
-from nsagent.usage import Usage
 
 TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS: Final = "application/openmetrics-text; version=1.0.0; charset=utf-8"
-
-# Invalid UTF-8 (as os.fsdecode leaves it) and control characters; and a backslash that could be taken for our own escape.
-_UNPRINTABLE: Final = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]|\\(?=[0-7]{3})")
-_SPECIAL: Final = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n"})
-_CACHE: Final = 1 << 16  # label texts kept: some 10 MB of them
-
-Things = Sequence[tuple[str, Any]]
-
-
-def printable(name: str) -> str:
-    r"""Make a name from the kernel printable: each byte that is not is written ``\ooo`` (octal), as in /proc/mounts.
-
-    Two names never become one: a backslash that three octal digits follow is itself written ``\134``. systemd's
-    ``\x2d`` stays as it is.
-    """
-    return _UNPRINTABLE.sub(lambda match: f"\\{ord(match[0]) & 0xFF:03o}", name)
-
-
-def label(name: str, value: str) -> str:
-    """Return ``name="value"``, escaped."""
-    return f'{name}="{printable(value).translate(_SPECIAL)}"'
-
-
-@functools.lru_cache(_CACHE)
-def _labels(names: tuple[str, ...], values: tuple[str, ...]) -> str:
-    """Return the labels as they are written, with commas between: the same few come again in each scrape."""
-    return ",".join(map(label, names, values))
-
-
-def seconds(ns: int) -> str:
-    """Write ns as seconds, every digit kept: a float would lose them after 104 days."""
-    return f"{ns // NS_PER_S}.{ns % NS_PER_S:09d}"
-
-
-def number(value: int | float) -> str:
-    """Write a number as Go's ParseFloat reads it."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "+Inf" if value > 0 else "-Inf"
-    return str(int(value)) if isinstance(value, int) or (value.is_integer() and abs(value) < 1 << 53) else repr(value)
 
 
 def accepts_openmetrics(accept: str) -> bool:
@@ -81,7 +41,7 @@ def accepts_openmetrics(accept: str) -> bool:
 
 
 class Encoder:
-    """Writes samples; keeps the label texts of what it has seen, and the last exposition for those who share its sample."""
+    """Writes samples; keeps the lines of the last, and its exposition for those who share the sample."""
 
     def __init__(self, families: Iterable[Family], process: Callable[[bool], bytes] | None = None) -> None:
         """`process` returns the exposition of process_* (of OpenMetrics, if its argument is true)."""
@@ -89,61 +49,88 @@ class Encoder:
         self._families = [family for family in rows if family.name != SCRAPE_SAMPLES]
         self._samples = next((family for family in rows if family.name == SCRAPE_SAMPLES), None)
         self._process = process
-        self._labels: dict[str | NamespaceId, str] = {}
         self._lock = threading.Lock()
-        self._last: tuple[NodeSample, dict[bool, bytes]] | None = None
+        self._missing: frozenset[str] | None = None
+        self._tables: dict[tuple[Scope, bool], Table[Any]] = {}
+        self._whole: tuple[tuple[bytes, ...], bytes] | None = None
+        self._last: tuple[NodeSample, dict[bool, tuple[bytes, ...]]] | None = None
 
     def encode(self, sample: NodeSample, openmetrics: bool = False) -> bytes:
-        """Return the exposition. Safe from any thread; one that was made already for this sample is returned again."""
+        """Return the exposition in one piece; clients that share a sample share it."""
+        chunks = self.chunks(sample, openmetrics)
+        with self._lock:
+            if self._whole is None or self._whole[0] is not chunks:
+                self._whole = (chunks, b"".join(chunks))
+            return self._whole[1]
+
+    def chunks(self, sample: NodeSample, openmetrics: bool = False) -> tuple[bytes, ...]:
+        """Return the exposition in pieces. Safe from any thread; that of the last sample is returned again.
+
+        In pieces, because a big node's has 25 MB: both formats and the next scrape share the pieces that are the same.
+        """
         with self._lock:
             if self._last is None or self._last[0] is not sample:
+                self._last = self._whole = None  # what has changed is let go before it is made anew
+                self._update(sample)
                 self._last = (sample, {})
             if openmetrics not in self._last[1]:
-                self._last[1][openmetrics] = self._encode(sample, openmetrics)
+                self._last[1][openmetrics] = tuple(self._write(sample, openmetrics))
             return self._last[1][openmetrics]
 
-    def _encode(self, sample: NodeSample, openmetrics: bool) -> bytes:
-        body = bytearray()
+    def _update(self, sample: NodeSample) -> None:
+        if sample.missing != self._missing:
+            self._missing = sample.missing
+            self._tables = {(scope, ended): self._table(scope, ended) for scope in _TABLES for ended in (False, True)}
+        for (scope, ended), table in self._tables.items():
+            table.update(_things(sample, scope, ended))
+
+    def _table(self, scope: Scope, ended: bool) -> Table[Any]:
+        families = [f for f in self._families if f.scope is scope and (not ended or f.type == "counter" or f.final)]
+        parts = CgroupStats._fields if scope is Scope.CGROUP else ()
+        return Table(families, parts, _prefix, self._missing or frozenset())
+
+    def _write(self, sample: NodeSample, openmetrics: bool) -> Iterable[bytes]:
         samples = 0
-        things = self._things(sample)
         for family in self._families:
-            lines = [header(family, openmetrics)]
-            write(lines, family, things[family.scope, family.type == "counter" or family.final], sample.missing)
-            if len(lines) > 1:
-                samples += len(lines) - 1
-                body += "".join(lines).encode()  # family by family: all lines of a big node at once took 3 times the memory
+            if family.scope is Scope.NODE:
+                lines = list(node_lines(family, sample))
+                samples += len(lines)
+                pieces = ["".join(lines).encode()]
+            else:
+                columns = self._columns(family)
+                samples += sum(column.samples for column in columns)
+                pieces = [column.text for column in columns]
+            if any(pieces):
+                yield header(family, openmetrics).encode()
+                yield from filter(None, pieces)
         process = self._process(openmetrics) if self._process else b""
         if self._samples:
             samples += 1 + sum(not line.startswith(b"#") for line in process.splitlines())
-            body += f"{header(self._samples, openmetrics)}{SCRAPE_SAMPLES} {samples}\n".encode()
-        body += process
-        return bytes(body + b"# EOF\n" if openmetrics else body)
+            yield f"{header(self._samples, openmetrics)}{SCRAPE_SAMPLES} {samples}\n".encode()
+        yield process + b"# EOF\n" if openmetrics else process
 
-    def _things(self, sample: NodeSample) -> dict[tuple[Scope, bool], Things]:
-        """Return what there is of each scope, with its labels; True: also what has ended."""
-        if len(self._labels) > _CACHE:
-            self._labels.clear()
-        cgroups = [(self._text(path), stats) for path, stats in sample.cgroups.items()]
-        usage = [(self._text(path), used) for path, used in sample.cgroup_usage.items()]
-        namespaces = [(self._text(namespace), used) for namespace, used in sample.namespaces.items()]
-        node = [("", sample)]
-        return {
-            (Scope.CGROUP, False): cgroups,
-            (Scope.CGROUP, True): cgroups + [(self._text(path), stats) for path, stats in sample.cgroups_ended.items()],
-            (Scope.CGROUP_USAGE, False): usage,
-            (Scope.CGROUP_USAGE, True): usage + [(self._text(path), used) for path, used in sample.cgroup_usage_ended.items()],
-            (Scope.NAMESPACE, False): namespaces,
-            (Scope.NAMESPACE, True): namespaces + [(self._text(ns), used) for ns, used in sample.namespaces_ended.items()],
-            (Scope.NODE, False): node,
-            (Scope.NODE, True): node,
-        }
+    def _columns(self, family: Family) -> list[Column]:
+        tables = (self._tables[family.scope, False], self._tables[family.scope, True])
+        columns = [table.columns[family.name] for table in tables if family.name in table.columns]
+        for column in columns:
+            column.join()
+        return columns
 
-    def _text(self, key: str | NamespaceId) -> str:
-        text = self._labels.get(key)
-        if text is None:
-            inside = label("cgroup", key) if isinstance(key, str) else f'kind="{key.kind}",inum="{key.inum}",id="{key.id}"'
-            text = self._labels[key] = "{" + inside
-        return text
+
+_TABLES: Final = (Scope.CGROUP, Scope.CGROUP_USAGE, Scope.NAMESPACE)
+
+
+def _things(sample: NodeSample, scope: Scope, ended: bool) -> Mapping[Any, Any]:
+    if scope is Scope.CGROUP:
+        return sample.cgroups_ended if ended else sample.cgroups
+    if scope is Scope.CGROUP_USAGE:
+        return sample.cgroup_usage_ended if ended else sample.cgroup_usage
+    return sample.namespaces_ended if ended else sample.namespaces
+
+
+def _prefix(key: str | NamespaceId) -> str:
+    """Return the labels that say which one it is, with the opening brace."""
+    return "{" + (label("cgroup", key) if isinstance(key, str) else f'kind="{key.kind}",inum="{key.inum}",id="{key.id}"')
 
 
 def header(family: Family, openmetrics: bool) -> str:
@@ -156,29 +143,11 @@ def header(family: Family, openmetrics: bool) -> str:
     return f"# HELP {name} {family.help}\n# TYPE {name} {kind}\n{unit}"
 
 
-def write(lines: list[str], family: Family, things: Things, missing: frozenset[str]) -> None:
-    """Append one line a sample of `family`."""
-    name, append, scale = family.name, lines.append, family.scale
-    node = family.scope is Scope.NODE
-    opening = "{" if node else ","
-    if family.each is not None:
-        text: Callable[[Any], str] = seconds if scale == NS_PER_S else number
-        for prefix, thing in things:
-            for values, value in family.each(thing):
-                if value is not None:
-                    append(f"{name}{prefix}{opening}{_labels(family.labels, values)}}} {text(value)}\n")
-        return
-    for values, getter in family.parts:
-        if isinstance(getter, str) and getter in missing:
-            continue
-        read: Callable[[Any], Number] = itemgetter(Usage._fields.index(getter)) if isinstance(getter, str) else getter
-        labels = _labels(family.labels, values)
-        tail = f"{opening}{labels}}} " if labels else " " if node else "} "
-        for prefix, thing in things:
-            value = read(thing)
-            if value is None:
-                continue
-            if scale == NS_PER_S:
-                append(f"{name}{prefix}{tail}{value // NS_PER_S}.{value % NS_PER_S:09d}\n")
-            else:
-                append(f"{name}{prefix}{tail}{value if value.__class__ is int else number(value)}\n")
+def node_lines(family: Family, sample: NodeSample) -> Iterable[str]:
+    """Yield the lines of a family of the whole node."""
+    text: Callable[[Any], str] = seconds if family.scale == NS_PER_S else number
+    found = family.each(sample) if family.each else ((v, read(sample)) for v, read in family.parts if not isinstance(read, str))
+    for values, value in found:
+        if value is not None:
+            labels = label_text(family.labels, values)
+            yield f"{family.name}{{{labels}}} {text(value)}\n" if labels else f"{family.name} {text(value)}\n"

@@ -16,7 +16,7 @@ NS_PER_S: Final = 10**9
 class Scope(enum.Enum):
     """What a family has one series (or some) of."""
 
-    CGROUP = "cgroup"  # of a CgroupStats: the kernel's own files
+    CGROUP = "cgroup"  # of a part of a CgroupStats: the kernel's own files
     CGROUP_USAGE = "cgroup usage"  # of a Usage: what its tasks used, summed up the tree
     NAMESPACE = "namespace"  # of a Usage
     NODE = "node"  # of the whole NodeSample
@@ -37,6 +37,7 @@ class Family:
     `parts` has the values of `labels` and where in the scope's thing the number stands: a function, or the name of a field
     of Usage (left out where the source lacks it). Instead of parts a family can have `each`, which yields label values and
     numbers. A number in ns (`scale` NS_PER_S) is written in seconds. `final` gauges are kept with what has ended.
+    A family of Scope.CGROUP reads one `part` of CgroupStats: its functions get that part, and only where there is one.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Family:
     each: Callable[[Any], Each] | None = None
     scale: int = 1
     final: bool = False
+    part: str = ""
 
     @property
     def all_labels(self) -> tuple[str, ...]:

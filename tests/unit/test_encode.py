@@ -15,8 +15,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from nsagent.agent import Process
-from nsagent.cgroups.stats import CgroupStats, CpuStats
-from nsagent.metrics import catalogue, encode
+from nsagent.cgroups.stats import CgroupStats, CpuStats, IoDevice, IoStats, MemoryStats
+from nsagent.metrics import catalogue, encode, text
 from nsagent.metrics.encode import Encoder
 from nsagent.metrics.family import Family, Scope
 from nsagent.namespaces import NamespaceId, NamespaceKind
@@ -111,6 +111,7 @@ def test_a_sample_is_encoded_once() -> None:
 
     encoder = Encoder(catalogue.FAMILIES, process)
     sample = full_sample()
+    assert encoder.chunks(sample) is encoder.chunks(sample)
     assert encoder.encode(sample) is encoder.encode(sample)
     encoder.encode(sample, openmetrics=True)
     encoder.encode(full_sample())
@@ -122,21 +123,21 @@ names = st.lists(st.one_of(st.binary(max_size=4), st.sampled_from([b"\\", b"\\37
 paths = names.map(lambda parts: os.fsdecode(b"/" + b"".join(parts).replace(b"\0", b"")))
 
 
-def unprintable(text: str) -> bytes:
-    """Undo encode.printable."""
-    return re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), text.encode())
+def unprintable(label: str) -> bytes:
+    """Undo text.printable."""
+    return re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), label.encode())
 
 
 @given(paths)
 def test_names_are_printable_and_can_be_had_back(path: str) -> None:
-    written = encode.printable(path)
+    written = text.printable(path)
     assert not re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", written)
     assert unprintable(written) == os.fsencode(path)
 
 
 @pytest.mark.parametrize("name", ["/system.slice/dev-disk-by\\x2duuid.swap", "/käse", "/a b/ü\\n", "/docker/0123"])
 def test_usual_names_stay_as_they_are(name: str) -> None:
-    assert encode.printable(name) == name
+    assert text.printable(name) == name
 
 
 counters = st.integers(0, 2**64 - 1)
@@ -170,10 +171,74 @@ def test_what_is_written_parses_to_the_same(
     assert {key for key in found if "cgroup_" in key[0] or "namespace_" in key[0]} == expected.keys()
 
 
+few = st.sampled_from(["/", "/a", "/a/b", '/"\\x\udcff', "/z"])
+memories = st.integers(0, 3).map(lambda n: MemoryStats(usage_bytes=n, peak_bytes=n, detail={"anon": n} if n else {}))
+parts: dict[str, st.SearchStrategy[Any]] = {
+    "cpu": st.none() | cpus,
+    "memory": st.none()
+    | st.integers(0, 3).map(lambda n: MemoryStats(usage_bytes=n, peak_bytes=n, detail={"anon": n} if n else {})),
+    "io": st.none() | st.integers(0, 2).map(lambda n: IoStats({f"8:{i}": IoDevice(read_bytes=i) for i in range(n)})),
+}
+ids = st.builds(NamespaceId, st.just(NamespaceKind.PID), st.integers(1, 3), st.integers(0, 1))
+
+
+@st.composite
+def sequences(draw: st.DrawFn) -> list[NodeSample]:
+    """Samples as they follow each other: parts that stay the same object, changes, removals, ends and returns, any order."""
+    found: list[NodeSample] = []
+    last: dict[str, CgroupStats] = {}
+    for _ in range(draw(st.integers(2, 6))):
+        now = {}
+        for path in draw(st.lists(few, unique=True)):
+            stats = last.get(path, CgroupStats())
+            change: dict[str, Any] = {part: draw(parts[part]) for part in draw(st.sets(st.sampled_from(sorted(parts))))}
+            now[path] = stats._replace(**change) if change else stats
+        ended = {path: stats for path, stats in last.items() if path not in now and draw(st.booleans())}
+        used, gone = draw(st.dictionaries(few, usages)), draw(st.dictionaries(few, usages))
+        spaces, lost = draw(st.dictionaries(ids, usages)), draw(st.dictionaries(ids, usages))
+        found.append(
+            NodeSample(
+                1,
+                FACTS,
+                cgroups=now,
+                cgroups_ended=ended,
+                cgroup_usage=used,
+                cgroup_usage_ended={path: usage for path, usage in gone.items() if path not in used},
+                namespaces=spaces,
+                namespaces_ended={name: usage for name, usage in lost.items() if name not in spaces},
+                missing=frozenset({"io_delay_ns"}) if draw(st.integers(0, 4)) == 0 else frozenset(),
+                has_usage=True,
+            )
+        )
+        last |= now
+    return found
+
+
+@settings(max_examples=80, deadline=None)
+@given(sequences(), st.booleans())
+def test_what_is_kept_of_the_last_sample_changes_nothing(samples: list[NodeSample], openmetrics: bool) -> None:
+    encoder = Encoder(catalogue.FAMILIES)
+    for sample in samples:
+        assert encoder.encode(sample, openmetrics) == Encoder(catalogue.FAMILIES).encode(sample, openmetrics)
+
+
+def test_only_a_column_that_changed_is_made_again() -> None:
+    encoder = Encoder(catalogue.FAMILIES)
+    stats = CgroupStats(CpuStats(usage_ns=1), MemoryStats(usage_bytes=1))
+    first = encoder.chunks(NodeSample(1, FACTS, cgroups={"/a": stats}))
+    second = encoder.chunks(NodeSample(2, FACTS, cgroups={"/a": stats._replace(cpu=CpuStats(usage_ns=2))}))
+
+    def lines(chunks: tuple[bytes, ...], name: bytes) -> bytes:
+        return next(chunk for chunk in chunks if chunk.startswith(name))
+
+    assert lines(first, b"nsagent_cgroup_memory_usage_bytes") is lines(second, b"nsagent_cgroup_memory_usage_bytes")
+    assert lines(second, b"nsagent_cgroup_cpu_usage_seconds_total").endswith(b" 0.000000002\n")
+
+
 def expectation(family: Family, sample: NodeSample) -> Samples:
     """Return what a family of this sample should be, made in the plainest way."""
     things: list[tuple[dict[str, str], Any]] = (
-        [({"cgroup": encode.printable(path)}, stats) for path, stats in sample.cgroups.items()]
+        [({"cgroup": text.printable(path)}, stats) for path, stats in sample.cgroups.items()]
         if family.scope is Scope.CGROUP
         else [({"kind": ns.kind, "inum": str(ns.inum), "id": str(ns.id)}, used) for ns, used in sample.namespaces.items()]
     )
@@ -181,8 +246,9 @@ def expectation(family: Family, sample: NodeSample) -> Samples:
 
 
 def series(family: Family, things: list[tuple[dict[str, str], Any]]) -> Iterator[tuple[Any, float]]:
-    for labels, thing in things:
-        for values, getter in family.parts:
+    for labels, whole in things:
+        thing = getattr(whole, family.part) if family.part else whole
+        for values, getter in family.parts if thing is not None else ():
             number = getattr(thing, getter) if isinstance(getter, str) else getter(thing)
             if number is not None:
                 more = dict(zip(family.labels, values, strict=True))
@@ -190,7 +256,7 @@ def series(family: Family, things: list[tuple[dict[str, str], Any]]) -> Iterator
 
 
 @pytest.mark.parametrize(
-    ("number", "text"),
+    ("number", "written"),
     [
         (0, "0"),
         (2**64 - 1, "18446744073709551615"),
@@ -202,8 +268,8 @@ def series(family: Family, things: list[tuple[dict[str, str], Any]]) -> Iterator
         (math.nan, "NaN"),
     ],
 )
-def test_numbers(number: float, text: str) -> None:
-    assert encode.number(number) == text
+def test_numbers(number: float, written: str) -> None:
+    assert text.number(number) == written
 
 
 @pytest.mark.parametrize(

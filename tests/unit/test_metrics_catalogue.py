@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -81,8 +82,16 @@ def test_each_number_that_is_read_is_exported() -> None:
         stats.MemoryStats(*range(11, 28))._replace(detail={"anon": 28}, events={"oom": 29}),
         stats.IoStats({"8:0": stats.IoDevice(*range(30, 36))}),
         stats.PidsStats(*range(36, 40)),
+        stats.CpusetStats(40, 41),
+        stats.PressureStats({"cpu": stats.Pressure(42, 43)}),
+        stats.HugetlbStats({"2MB": stats.HugetlbSize(44, 45, 46)}),
+        stats.RdmaStats({("mlx5_0", "hca_handle"): stats.Countable(47, 48)}),
+        stats.MiscStats({"sev": stats.Countable(49, 50)}, {"sev": 51}),
+        stats.StateStats(False, True, 54, 55),
     )
-    shown = {getter(full) for f in catalogue.FAMILIES if f.scope is Scope.CGROUP for _, getter in f.parts if callable(getter)}
-    shown |= {value for f in catalogue.FAMILIES if f.scope is Scope.CGROUP and f.each for _, value in f.each(full)}
-    assert shown == set(range(1, 40))
+    families = [family for family in catalogue.FAMILIES if family.scope is Scope.CGROUP]
+    assert {family.part for family in families} == set(stats.CgroupStats._fields)
+    shown: list[Any] = [getter(getattr(full, f.part)) for f in families for _, getter in f.parts if callable(getter)]
+    shown += [value for f in families if f.each for _, value in f.each(getattr(full, f.part))]
+    assert sorted(shown) == sorted([*range(1, 52), False, True, 54, 55])
     assert len(stats.MemoryStats._fields) == 19
