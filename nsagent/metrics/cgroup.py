@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from operator import attrgetter
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from nsagent.cgroups.stats import IoStats
 from nsagent.metrics.family import NS_PER_S, Each, Family, Number, Scope
@@ -41,6 +41,10 @@ def _split(name: str, label: str, help_: str, source: str, part: str, *, scale: 
     return Family(f"nsagent_cgroup_{name}", "counter", _CG, help_, source, (label,), parts, scale=scale, part=part)
 
 
+def _kind(name: str) -> Literal["counter", "gauge"]:
+    return "counter" if name.endswith("_total") else "gauge"
+
+
 def _by(
     name: str, labels: tuple[str, ...], help_: str, source: str, place: str, *, limit: bool = False, scale: int = 1
 ) -> Family:
@@ -53,7 +57,7 @@ def _by(
 
     return Family(
         f"nsagent_cgroup_{name}",
-        "counter" if name.endswith("_total") else "gauge",
+        _kind(name),
         _CG,
         help_,
         source,
@@ -74,14 +78,14 @@ def _devices(read: str, write: str, discard: str) -> Callable[[IoStats], Each]:
     return each
 
 
-def _used(name: str, label: str, help_: str, source: str, *, kind: Literal[counter, gauge] = "counter", **fields: str) -> Family:
+def _used(name: str, label: str, help_: str, source: str, **fields: str) -> Family:
     """Return a family of what tasks used, split by `label` where that is not empty."""
     parts = tuple(((value,) if label else (), field) for value, field in fields.items())
     scale = NS_PER_S if all(field.endswith("_ns") for field in fields.values()) else 1
     labels = (label,) if label else ()
     return Family(
         f"nsagent_cgroup_{name}",
-        "counter" if name.endswith("_total") else "gauge",
+        _kind(name),
         Scope.CGROUP_USAGE,
         help_,
         source,
