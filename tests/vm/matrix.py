@@ -156,6 +156,11 @@ def main() -> int:
     if not options.here:
         return _in_a_copy([f"--write={options.write}", *sys.argv[1:]])
     plans = [plan for plan in plan_all() if not options.names or {plan.kernel, f"{plan.kernel}:{plan.layout}"} & {*options.names}]
+    known = {name for plan in plans for name in (plan.kernel, f"{plan.kernel}:{plan.layout}")}
+    if unknown := sorted({*options.names} - known):
+        print(f"error: no such machine: {', '.join(unknown)}", file=sys.stderr)
+        print(f"hint: {', '.join(kernels.SUITES)}, each with or without :{', :'.join(machine.LAYOUTS)}", file=sys.stderr)
+        return 2
     started = time.monotonic()
     for name in sorted({plan.kernel for plan in plans}):
         print(f"kernel {name}: {kernels.fetch(name).version}", flush=True)
