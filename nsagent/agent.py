@@ -493,8 +493,8 @@ def _run(config: AgentConfig, stack: contextlib.ExitStack) -> None:
     watch = Watch(node.sampler, node.history, _unseen)
     encoder = Encoder(catalogue.FAMILIES, Process())
 
-    def scrape(openmetrics: bool) -> bytes:
-        return encoder.encode(node.sampler.read(), openmetrics)
+    def scrape(openmetrics: bool) -> tuple[bytes, ...]:
+        return encoder.chunks(node.sampler.read(), openmetrics)
 
     server = serve.Server(listener, scrape, lambda: not stopping.is_set())
     facts = {
@@ -509,7 +509,7 @@ def _run(config: AgentConfig, stack: contextlib.ExitStack) -> None:
     }
     control = Control(
         config.state_dir,
-        scrape=lambda: scrape(False),
+        scrape=lambda: b"".join(scrape(False)),
         status=lambda: facts | node.status(),
         hub=node.hub if node.traces else None,
         untraced=node.features.get("tracing") or "",

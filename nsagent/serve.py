@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import gzip
 import logging
 import os
 import socket
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 _HEADER_BYTES: Final = 16 << 10
 _HEADER_SECONDS: Final = 5.0  # from the connection to the last header
 _ANSWER_SECONDS: Final = 30.0
+_GZIP: Final = 16 + zlib.MAX_WBITS  # with its header and trailer
 _CONNECTIONS: Final = 64
 _BACKLOG: Final = 128
 _REASONS: Final = {
@@ -58,10 +59,10 @@ class Request(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """A status and a body of some type."""
+    """A status and a body of some type, in pieces."""
 
     status: int
-    body: bytes
+    body: tuple[bytes, ...]
     type: str = "text/plain; charset=utf-8"
 
 
@@ -76,7 +77,7 @@ class BadRequest(Exception):
 class Server:
     """`listener` is from `bind`; `start` begins to answer. `scrape` makes the exposition: OpenMetrics if its argument is true."""
 
-    def __init__(self, listener: socket.socket, scrape: Callable[[bool], bytes], ready: Callable[[], bool]) -> None:
+    def __init__(self, listener: socket.socket, scrape: Callable[[bool], tuple[bytes, ...]], ready: Callable[[], bool]) -> None:
         self._scrape = scrape
         self._ready = ready
         self._free = threading.BoundedSemaphore(_CONNECTIONS)
@@ -143,16 +144,13 @@ class Server:
             send_body = request.method != "HEAD"
             answer = self._answer(request)
             if answer.status == 200 and _accepts_gzip(request.headers.get("accept-encoding", "")):
-                answer = answer._replace(body=gzip.compress(answer.body, 1, mtime=0))
+                answer = answer._replace(body=_compress(answer.body))
                 encoding = "Content-Encoding: gzip\r\n"
         except BadRequest as error:
-            answer = Answer(error.status, f"{error}\n".encode())
-        head = _head(answer.status, answer.type, len(answer.body), encoding)
-        client.settimeout(_ANSWER_SECONDS)  # sendall counts it over all of its sends
-        # Not joined: slow clients that share a sample share its bytes, and do not hold a copy each.
-        client.sendall(head, socket.MSG_MORE if send_body else 0)
-        if send_body:
-            client.sendall(answer.body)
+            answer = Answer(error.status, (f"{error}\n".encode(),))
+        head = _head(answer.status, answer.type, sum(map(len, answer.body)), encoding)
+        # Not joined: clients that share a sample share its bytes, and do not hold a copy each.
+        _send(client, (head, *answer.body) if send_body else (head,))
         client.shutdown(socket.SHUT_WR)
         if answer.status != 200:
             _drain(client)
@@ -167,13 +165,13 @@ class Server:
                 return Answer(200, self._scrape(openmetrics), encode.OPENMETRICS if openmetrics else encode.TEXT)
             except Exception:  # a bug must cost one answer, not the server
                 log.exception("event=scrape_failed")
-                return Answer(500, b"internal error; see the agent's log\n")
+                return Answer(500, (b"internal error; see the agent's log\n",))
         if path == "/-/healthy":
-            return Answer(200, b"nsagent is healthy\n")
+            return Answer(200, (b"nsagent is healthy\n",))
         if path == "/-/ready":
-            return Answer(200, b"nsagent is ready\n") if self._ready() else Answer(503, b"nsagent is not ready\n")
+            return Answer(200, (b"nsagent is ready\n",)) if self._ready() else Answer(503, (b"nsagent is not ready\n",))
         if path == "/":
-            return Answer(200, _LANDING.encode(), "text/html; charset=utf-8")
+            return Answer(200, (_LANDING.encode(),), "text/html; charset=utf-8")
         raise BadRequest(404)
 
 
@@ -268,6 +266,20 @@ def _head(status: int, kind: str, length: int, more: str = "") -> bytes:
     lines = f"HTTP/1.1 {status} {_REASONS[status]}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n{more}"
     allow = "Allow: GET, HEAD\r\n" if status == 405 else ""
     return f"{lines}{allow}Vary: Accept, Accept-Encoding\r\nConnection: close\r\n\r\n".encode()
+
+
+def _send(client: socket.socket, pieces: tuple[bytes, ...]) -> None:
+    """Send all within _ANSWER_SECONDS. Raises OSError."""
+    end = time.monotonic() + _ANSWER_SECONDS
+    for number, piece in enumerate(pieces, 1):
+        client.settimeout(max(end - time.monotonic(), 0.001))  # sendall counts it over all of its sends
+        client.sendall(piece, socket.MSG_MORE if number < len(pieces) else 0)
+
+
+def _compress(pieces: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    """Make one gzip stream of the pieces, level 1: the higher ones cost several times as much for little."""
+    stream = zlib.compressobj(1, zlib.DEFLATED, _GZIP)
+    return (*filter(None, map(stream.compress, pieces)), stream.flush())
 
 
 def _drain(client: socket.socket) -> None:

@@ -53,16 +53,11 @@ class Encoder:
         self._lock = threading.Lock()
         self._missing: frozenset[str] | None = None
         self._tables: dict[tuple[Scope, bool], Table[Any]] = {}
-        self._whole: tuple[tuple[bytes, ...], bytes] | None = None
         self._last: tuple[NodeSample, dict[bool, tuple[bytes, ...]]] | None = None
 
     def encode(self, sample: NodeSample, openmetrics: bool = False) -> bytes:
-        """Return the exposition in one piece; clients that share a sample share it."""
-        chunks = self.chunks(sample, openmetrics)
-        with self._lock:
-            if self._whole is None or self._whole[0] is not chunks:
-                self._whole = (chunks, b"".join(chunks))
-            return self._whole[1]
+        """Return the exposition in one piece, which nobody shares."""
+        return b"".join(self.chunks(sample, openmetrics))
 
     def chunks(self, sample: NodeSample, openmetrics: bool = False) -> tuple[bytes, ...]:
         """Return the exposition in pieces. Safe from any thread; that of the last sample is returned again.
@@ -71,7 +66,7 @@ class Encoder:
         """
         with self._lock:
             if self._last is None or self._last[0] is not sample:
-                self._last = self._whole = None  # what has changed is let go before it is made anew
+                self._last = None  # what has changed is let go before it is made anew
                 self._update(sample)
                 self._last = (sample, {})
             if openmetrics not in self._last[1]:

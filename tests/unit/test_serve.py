@@ -29,10 +29,10 @@ class Running:
         self.host, self.port = self.server.address.rpartition(":")[0].strip("[]"), int(self.server.address.rpartition(":")[2])
         self.server.start()
 
-    def scrape(self, openmetrics: bool) -> bytes:
+    def scrape(self, openmetrics: bool) -> tuple[bytes, ...]:
         if self.fail:
             raise ZeroDivisionError
-        return b"openmetrics 1\n" if openmetrics else b"text 1\n" * 1000
+        return (b"openmetrics 1\n",) if openmetrics else (b"text 1\n",) * 1000
 
     def get(self, path: str, method: str = "GET", **headers: str) -> tuple[http.client.HTTPResponse, bytes]:
         connection = http.client.HTTPConnection(self.host, self.port, timeout=10)
@@ -140,7 +140,7 @@ def test_too_many_connections_are_told_so_and_room_comes_back(running: Running) 
 
 def test_a_client_that_never_reads_is_given_up(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve, "_ANSWER_SECONDS", 0.2)
-    monkeypatch.setattr(running.server, "_scrape", lambda openmetrics: b"x" * 50_000_000)
+    monkeypatch.setattr(running.server, "_scrape", lambda openmetrics: (b"x" * 25_000_000,) * 2)
     with running.connect() as client:
         client.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
         wait_for(lambda: not [thread for thread in threading.enumerate() if thread.name == "http-client"])
@@ -181,7 +181,7 @@ def test_close_frees_the_port(running: Running) -> None:
 
 def test_slow_clients_share_the_bytes_of_one_sample() -> None:
     body, clients = b"metric 1\n" * 1_500_000, 12  # more than the two sockets' buffers take
-    server = Server(serve.bind("127.0.0.1", 0), lambda openmetrics: body, lambda: True)
+    server = Server(serve.bind("127.0.0.1", 0), lambda openmetrics: (body,), lambda: True)
     server.start()
     tracemalloc.start()
     try:
