@@ -52,7 +52,7 @@ from nsagent.nsfigures import NamespaceReader, NodeFigures
 from nsagent.origins import Origins
 from nsagent.patrol import ROUND_S, Patrol
 from nsagent.records import Counts
-from nsagent.sample import Ancestry, Facts, MapFigures, NodeSample, Sampler
+from nsagent.sample import Ancestry, Facts, FileFigures, MapFigures, NodeSample, Sampler
 from nsagent.sinks import Sink, parse
 from nsagent.usage import KernelUsage
 from nsagent.watch import TICK_S, Watch
@@ -90,6 +90,10 @@ class NodeCgroups:
         if self.ends:
             self._ended |= self.ends.settle(self._tree.cgroups, found)
         return found
+
+    def files(self) -> FileFigures:
+        """Return how the files of the last `read` fared."""
+        return FileFigures(self._reader.kernel_memory_bytes, dict(self._reader.backoffs))
 
     def ended(self) -> dict[str, Ended]:
         """Return the last values of what had ended by the last `read`, once."""

@@ -55,6 +55,13 @@ class MapFigures(NamedTuple):
     full: int | None = None
 
 
+class FileFigures(NamedTuple):
+    """Of the files that are read: kernel memory of the descriptors kept, bytes; how often each file was too slow."""
+
+    kernel_memory_bytes: int
+    backoffs: Mapping[str, int]
+
+
 @dataclass(frozen=True, slots=True)
 class Facts:
     """What does not change while the agent runs. `features`: None where available, else the reason why not."""
@@ -91,6 +98,7 @@ class NodeSample:
     missing: frozenset[str] = frozenset()
     syscalls: SyscallCounts | None = None
     findings: Mapping[str, int] = field(default_factory=dict)  # by rule
+    files: FileFigures | None = None
     maps: tuple[MapFigures, ...] = ()
     collectors: Mapping[str, Outcome] = field(default_factory=dict)
 
@@ -100,6 +108,10 @@ class CgroupSource(Protocol):
 
     def read(self) -> dict[str, CgroupStats]:
         """Look which cgroups there are, and read them, by path."""
+        ...
+
+    def files(self) -> FileFigures:
+        """Return how the files of the last `read` fared."""
         ...
 
     def accounting_ids(self) -> dict[str, int]:
@@ -389,6 +401,7 @@ class Sampler:
             missing=usage.missing if usage else frozenset(),
             syscalls=counts,
             findings=findings,
+            files=source.files() if source else None,
             maps=maps or (),
             collectors=self._outcomes,
         )

@@ -63,6 +63,16 @@ def _final_reads(sample: NodeSample) -> Each:
     return (((outcome,), count) for outcome, count in sample.final_reads.items())
 
 
+def _kernel_memory(sample: NodeSample) -> Each:
+    maps = sum(figures.memory_bytes or 0 for figures in sample.maps)
+    if sample.files or maps:
+        yield (), maps + (sample.files.kernel_memory_bytes if sample.files else 0)
+
+
+def _backoffs(sample: NodeSample) -> Each:
+    return (((file,), count) for file, count in sample.files.backoffs.items()) if sample.files else iter(())
+
+
 def _family(name: str, help_: str, source: str, labels: tuple[str, ...], each: Callable[[NodeSample], Each]) -> Family:
     return Family(name, "info" if name.endswith("_info") else "gauge", Scope.NODE, help_, source, labels, each=each)
 
@@ -165,6 +175,22 @@ FAMILIES: Final[tuple[Family, ...]] = (
         "BPF: tracepoint cgroup:cgroup_rmdir",
         ("outcome",),
         each=_final_reads,
+    ),
+    _family(
+        "nsagent_kernel_memory_bytes",
+        "Kernel memory that the agent pins: its BPF maps, and some 5 KiB for each file of a cgroup that it keeps open.",
+        "/proc/self/fdinfo memlock; the agent's count of descriptors",
+        (),
+        _kernel_memory,
+    ),
+    Family(
+        "nsagent_file_backoffs_total",
+        "counter",
+        Scope.NODE,
+        "How often a file of cgroups was too slow to read, 50 ms for one or 2 s for all, so that the next scrapes leave it out.",
+        "the agent, CLOCK_MONOTONIC",
+        ("file",),
+        each=_backoffs,
     ),
     Family(
         SCRAPE_SAMPLES,

@@ -11,7 +11,7 @@ import pytest
 from nsagent.cgroups.stats import CgroupStats, CpuStats
 from nsagent.errors import NsagentError
 from nsagent.namespaces import NamespaceId, NamespaceKind
-from nsagent.sample import Ancestry, Retained, Sampler, Shared
+from nsagent.sample import Ancestry, FileFigures, Retained, Sampler, Shared
 from nsagent.usage import NodeUsage, Usage
 from tests.support import wait_for
 from tests.unit.samples import node_usage
@@ -30,6 +30,9 @@ class Cgroups:
         if self.error:
             raise self.error
         return {path: CgroupStats(CpuStats(usage_ns=number)) for path, number in self.ids.items()}
+
+    def files(self) -> FileFigures:
+        return FileFigures(0, {})
 
     def accounting_ids(self) -> dict[str, int]:
         return self.ids
