@@ -10,10 +10,10 @@ import contextlib
 import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests import debian
 from tests.support import remove_cgroups, require, unique_name, wait_for
 
 PROGRAMS = ("containerd", "ctr", "runc")
@@ -33,24 +33,8 @@ _WAITER = "int pause(void); int main(int argc, char **argv) { while (argc == 1) 
 
 def search_path() -> str:
     """Return a PATH that has the engine's programs; skip the test (in CI: fail) where they cannot be had."""
-    path = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
-    if all(shutil.which(name, path=path) for name in PROGRAMS):
-        return path
     cache = Path(os.environ.get("NSAGENT_ENGINE_CACHE") or Path.home() / ".cache" / "nsagent-engine")
-    if not (cache / "usr/bin/containerd").exists():
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".engine-", dir=cache.parent) as work:
-            # Lists of its own: the machine's are often absent or old, and are not for a test to renew.
-            apt = ["apt-get", "-qq", "-o", f"Dir::State::lists={work}/lists", "-o", f"Dir::Cache={work}/cache"]
-            os.makedirs(f"{work}/lists/partial")
-            for action in (["update"], ["download", "containerd", "runc"]):
-                got = subprocess.run([*apt, *action], cwd=work, capture_output=True, text=True, check=False)
-            require(got.returncode == 0, f"containerd is not installed, and apt cannot fetch it: {got.stderr.strip()}")
-            for package in Path(work).glob("*.deb"):
-                subprocess.run(["dpkg-deb", "-x", str(package), f"{work}/tree"], check=True)
-            with contextlib.suppress(OSError):  # another run was faster
-                os.rename(f"{work}/tree", cache)
-    return f"{cache}/usr/bin:{cache}/usr/sbin:{path}"
+    return debian.search_path(cache, ["containerd", "runc"], PROGRAMS)
 
 
 class Containerd:
