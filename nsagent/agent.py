@@ -5,7 +5,7 @@ Order of a start: claim the state directory, take the port, sweep what dead laun
 
     main          waits for a signal; watch and patrol    http, control     accept; a thread a client, bounded
     ring          events to history, findings, the hub    samples           taken in the thread that asks, one at a time
-    sink-*        the hub to files, sockets, the journal
+    cgroups       births and ends of cgroups              sink-*            the hub to files, sockets, the journal
 """
 
 from __future__ import annotations
@@ -313,6 +313,17 @@ class Node:
         }
         return Facts(build, mode, self.features)
 
+    def take_events(self) -> None:
+        """Take what the ring buffer holds to the history, the findings and those who watch; for an agent's one reader."""
+        assert self.events is not None
+        assert self.history is not None
+        assert self.findings is not None
+        events = self.events.read()
+        self.history.feed(events)
+        if not self.hub.idle:
+            events = [self.origins.locate(event) for event in events]
+        self.hub.publish([*events, *self.findings.of_events(events)])
+
     def status(self) -> dict[str, Any]:
         """Return what changes, taken by a sample: how much there is, and whether every exited thread was seen freed."""
         sample = self.sampler.read()
@@ -383,17 +394,15 @@ class Process:
         return bytes(generate(self._registry)).removesuffix(b"# EOF\n")
 
 
-class Ring:
-    """The thread that reads the ring buffer, so that it never fills while the agent lives."""
+class RingThread:
+    """The thread that reads one ring buffer, so that it never fills while the agent lives."""
 
-    def __init__(self, events: KernelEvents, hub: Hub, history: History, findings: Findings, origins: Origins) -> None:
-        self._events = events
-        self._origins = origins
-        self._findings = findings
-        self._hub = hub
-        self._history = history
+    def __init__(self, name: str, fileno: int, read: Callable[[], object]) -> None:
+        """`read` takes all that the ring holds; the kernel wakes the thread through `fileno`."""
+        self._fileno = fileno
+        self._read = read
         self._stop = os.eventfd(0, os.EFD_CLOEXEC)
-        self._thread = threading.Thread(target=self._run, name="ring", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
         """Begin to read."""
@@ -408,44 +417,10 @@ class Ring:
 
     def _run(self) -> None:
         poll = select.poll()
-        poll.register(self._events.fileno(), select.POLLIN)
+        poll.register(self._fileno, select.POLLIN)
         poll.register(self._stop, select.POLLIN)
         while True:
-            events = self._events.read()
-            self._history.feed(events)
-            if not self._hub.idle:
-                events = [self._origins.locate(event) for event in events]
-            self._hub.publish([*events, *self._findings.of_events(events)])
-            if self._stop in {fd for fd, _ in poll.poll()}:
-                return
-
-
-class Drain:
-    """The thread that reads what the kernel tells of cgroups while nobody samples: it is woken when half of the room is taken."""
-
-    def __init__(self, ring: CgroupRing, drain: Callable[[], object]) -> None:
-        self._ring = ring
-        self._drain = drain
-        self._stop = os.eventfd(0, os.EFD_CLOEXEC)
-        self._thread = threading.Thread(target=self._run, name="cgroups", daemon=True)
-
-    def start(self) -> None:
-        """Begin to read."""
-        self._thread.start()
-
-    def close(self) -> None:
-        """End the thread."""
-        os.eventfd_write(self._stop, 1)
-        if self._thread.is_alive():
-            self._thread.join(5)
-        os.close(self._stop)
-
-    def _run(self) -> None:
-        poll = select.poll()
-        poll.register(self._ring.fileno(), select.POLLIN)
-        poll.register(self._stop, select.POLLIN)
-        while True:
-            self._drain()
+            self._read()
             if self._stop in {fd for fd, _ in poll.poll()}:
                 return
 
@@ -524,14 +499,14 @@ def _run(config: AgentConfig, stack: contextlib.ExitStack) -> None:
     for sink in sinks:
         stack.callback(sink.close)
         sink.start()
+    rings = []
     if node.events and node.traces:
-        ring = Ring(node.events, node.hub, node.history, node.findings, node.origins)
+        rings.append(RingThread("ring", node.events.fileno(), node.take_events))
+    if node.cgroup_ring and node.cgroups and node.cgroups.ends:
+        rings.append(RingThread("cgroups", node.cgroup_ring.fileno(), node.cgroups.ends.drain))
+    for ring in rings:
         stack.callback(ring.close)
         ring.start()
-    if node.cgroup_ring and node.cgroups and node.cgroups.ends:
-        drain = Drain(node.cgroup_ring, node.cgroups.ends.drain)
-        stack.callback(drain.close)
-        drain.start()
     watch.begin()
     control.start()
     server.start()
