@@ -7,7 +7,7 @@ shortly to be read has its last values all the same; what was read has them inst
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -15,7 +15,6 @@ from nsagent.cgroups.layout import Hierarchy, Layout
 from nsagent.cgroups.stats import CgroupStats, CpuStats, MemoryStats, PidsStats
 from nsagent.cgroups.tree import Cgroup
 from nsagent.kernel.cgroups import CgroupRecord
-from nsagent.procfs import read_cgroup
 
 OUTCOMES: Final = ("complete", "partial", "late")
 _MOST: Final = 16384  # ended between two samples, and births whose path is remembered
@@ -66,7 +65,7 @@ class Ends:
     def __init__(self, layout: Layout, read: Callable[[], list[CgroupRecord]]) -> None:
         self._read = read
         self._lock = threading.Lock()
-        self._hierarchies = _by_number(layout)
+        self._hierarchies = layout.numbered()
         self._accounting = layout.accounting[1]
         cpuacct, memory, pids = layout.of("cpuacct"), layout.of("memory"), layout.of("pids")
         cpu = layout.of("cpu")
@@ -198,14 +197,3 @@ class Ends:
 def _filled(stats: CgroupStats, last: CgroupStats) -> CgroupStats:
     """Return what was read, and where nothing was, the last values."""
     return stats._replace(cpu=stats.cpu or last.cpu, memory=stats.memory or last.memory, pids=stats.pids or last.pids)
-
-
-def _by_number(layout: Layout) -> dict[int, Hierarchy]:
-    """Return the hierarchies by their number in /proc/PID/cgroup."""
-    found: dict[int, Hierarchy] = {}
-    for number, controllers, _ in read_cgroup("self", layout.procfs):
-        for hierarchy in layout.hierarchies:
-            names: Iterable[str] = {*hierarchy.controllers, f"name={hierarchy.name}"}
-            if (hierarchy.version == 2) == (not controllers) and (not controllers or not set(controllers).isdisjoint(names)):
-                found[number] = hierarchy
-    return found

@@ -115,6 +115,11 @@ class Layout:
                         found[hierarchy.key] = below
         return found
 
+    def numbered(self) -> dict[int, Hierarchy]:
+        """Return the hierarchies by number: that of /proc/PID/cgroup, the kernel's hierarchy_id. Raises VanishedError."""
+        lines = read_cgroup("self", self.procfs)
+        return {n: hierarchy for n, names, _ in lines for hierarchy in self.hierarchies if _is_in(hierarchy, names)}
+
 
 def _is_in(hierarchy: Hierarchy, controllers: tuple[str, ...]) -> bool:
     """Tell whether a line of /proc/PID/cgroup is about `hierarchy`."""

@@ -90,7 +90,7 @@ def rdma(files: Files) -> RdmaStats | None:
 
 def _rdma(text: bytes) -> Iterator[tuple[tuple[str, str], bytes]]:
     for line in text.splitlines():
-        device, *pairs = line.split()[:] or [b""]
+        device, *pairs = line.split() or [b""]
         for pair in pairs:
             key, _, value = pair.partition(b"=")
             yield (device.decode("ascii", "replace"), key.decode("ascii", "replace")), value

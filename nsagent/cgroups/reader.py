@@ -15,7 +15,7 @@ from typing import Any, Final
 from nsagent.cgroups import core, parts, v1, v2
 from nsagent.cgroups.core import Lane
 from nsagent.cgroups.files import read
-from nsagent.cgroups.layout import Layout
+from nsagent.cgroups.layout import Hierarchy, Layout
 from nsagent.cgroups.places import Budget, Place, Record
 from nsagent.cgroups.sources import Source, find_sources, stands_still
 from nsagent.cgroups.stats import CgroupStats
@@ -42,11 +42,14 @@ class Reader:
         self.backoffs: dict[str, int] = {}
         self._clock = clock
         self._sources = find_sources(layout)
+        self._hierarchies: dict[Hierarchy, list[Source]] = {}
+        for source in self._sources:
+            self._hierarchies.setdefault(source.hierarchy, []).append(source)
         self._versions = {source.part: source.hierarchy.version for source in self._sources}
         self._absent: set[tuple[str, bool, str]] = set()  # hierarchy, is it the root, file
         self._budget = Budget()
         self._records: dict[str, Record] = {}
-        self._places: dict[str, dict[str, Place]] = {source.hierarchy.key: {} for source in self._sources}
+        self._places: dict[str, dict[str, Place]] = {hierarchy.key: {} for hierarchy in self._hierarchies}
         self._generation = -1
         self._tree: Tree | None = None
         self._touched: Mapping[str, set[int] | None] = {}
@@ -77,16 +80,15 @@ class Reader:
         """
         path = cgroup if isinstance(cgroup, str) else cgroup.path
         record, budget = Record(path), Budget()
-        for hierarchy in dict.fromkeys(source.hierarchy for source in self._sources):
+        for hierarchy, sources in self._hierarchies.items():
             place = Place.open(hierarchy, record, 0, budget)
             if place is None:
                 continue
             try:
                 if hierarchy.version == 2:
                     place.look_at_controllers()
-                for source in self._sources:
-                    if source.hierarchy is hierarchy:
-                        self._read_source(source, [place], keep=False)
+                for source in sources:
+                    self._read_source(source, [place], keep=False)
             finally:
                 place.close()
         self._settle(record, self._least_limit_above(path), counting=counting)
@@ -137,11 +139,11 @@ class Reader:
             records[path] = old if old is not None and same else Record(path)
             records[path].ids, records[path].wanted = cgroup.ids, path in chosen
         self._records = records
-        for hierarchy in dict.fromkeys(source.hierarchy for source in self._sources):
-            self._follow_hierarchy(hierarchy.key, records)
+        for hierarchy in self._hierarchies:
+            self._follow_hierarchy(hierarchy, records)
 
-    def _follow_hierarchy(self, key: str, records: Mapping[str, Record]) -> None:
-        hierarchy = next(source.hierarchy for source in self._sources if source.hierarchy.key == key)
+    def _follow_hierarchy(self, hierarchy: Hierarchy, records: Mapping[str, Record]) -> None:
+        key = hierarchy.key
         places = self._places[key]
         for path, place in list(places.items()):
             record = records.get(path)
@@ -158,15 +160,13 @@ class Reader:
         """Close a place; what its hierarchy told of the cgroup is told no more."""
         place.close()
         self._places[place.hierarchy.key].pop(place.record.path, None)
-        for source in self._sources:
-            if source.hierarchy is place.hierarchy:
-                for name in source.files:
-                    place.record.forget(source.part, name)
+        for source in self._hierarchies[place.hierarchy]:
+            for name in source.files:
+                place.record.forget(source.part, name)
 
     def _walk(self, lane: Lane) -> None:
         """Take what a walk of each hierarchy knows; those files are not read. A walk that fails is made up for by files."""
-        for hierarchy in dict.fromkeys(source.hierarchy for source in self._sources):
-            sources = [source for source in self._sources if source.hierarchy is hierarchy]
+        for hierarchy, sources in self._hierarchies.items():
             if not core.CONTROLLERS & {source.controller for source in sources}:
                 continue
             start = self._clock()
