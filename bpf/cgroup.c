@@ -20,8 +20,6 @@ static long (*read_kernel_string)(void *to, u32 size, const void *from) = (void 
 #define RING_AVAILABLE 0
 #define RING_SIZE 1
 
-#define STATE(cgroup, subsystem) ((u64)READ(struct cgroup, cgroup, subsys[subsystem]))
-
 /* The per-CPU u64 that counts the cgroup's CPU time in ns, 0 where there is none. On v2 it is of its own tasks alone. */
 INLINE u64 cpu_time_of(u64 cgroup, u32 hierarchy)
 {
@@ -36,7 +34,7 @@ INLINE u64 cpu_time_of(u64 cgroup, u32 hierarchy)
 #endif
 	}
 #if defined(NSAGENT_cpuacct_cgrp_id) && defined(HAVE_cpuacct_cpuusage)
-	u64 state = STATE(cgroup, NSAGENT_cpuacct_cgrp_id);
+	u64 state = STATE_OF(cgroup, NSAGENT_cpuacct_cgrp_id);
 	return state ? (u64)READ(struct cpuacct, state - OFFSET(struct cpuacct, css), cpuusage) : 0;
 #else
 	return 0;
@@ -74,7 +72,7 @@ INLINE void read_last_values(u64 cgroup, struct nsagent_cgroup_record *record)
 		record->have |= NSAGENT_HAVE_CPU;
 	}
 #if defined(NSAGENT_memory_cgrp_id) && defined(HAVE_mem_cgroup_memory)
-	state = STATE(cgroup, NSAGENT_memory_cgrp_id);
+	state = STATE_OF(cgroup, NSAGENT_memory_cgrp_id);
 	if (state) {
 		state -= OFFSET(struct mem_cgroup, css);
 		record->memory_peak_bytes =
@@ -87,7 +85,7 @@ INLINE void read_last_values(u64 cgroup, struct nsagent_cgroup_record *record)
 	}
 #endif
 #if defined(NSAGENT_pids_cgrp_id) && defined(HAVE_pids_cgroup_watermark) /* with pids.peak (in v6.1) */
-	state = STATE(cgroup, NSAGENT_pids_cgrp_id);
+	state = STATE_OF(cgroup, NSAGENT_pids_cgrp_id);
 	if (state) {
 		record->pids_peak = READ(struct pids_cgroup, state - OFFSET(struct pids_cgroup, css), watermark);
 		record->have |= NSAGENT_HAVE_PIDS_PEAK;

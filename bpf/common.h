@@ -228,6 +228,9 @@ INLINE u64 cgroup_id(u64 cgroup)
 	return READ(struct kernfs_node, node, id);
 }
 
+/* The state of one controller for the cgroup at an address; 0 where the hierarchy or the cgroup has it not. */
+#define STATE_OF(cgroup, subsystem) ((u64)READ(struct cgroup, cgroup, subsys[subsystem]))
+
 INLINE u64 user_namespace_of(struct task_struct *task)
 {
 	u64 cred = (u64)READ(struct task_struct, task, real_cred);

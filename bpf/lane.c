@@ -8,11 +8,6 @@
 
 #define PRESENT(to, bit) ((to)->present |= 1ULL << (bit))
 
-#ifdef HAVE_cgroup_subsys
-/* The state of one controller for a cgroup; 0 where the hierarchy or the cgroup has it not. */
-#define STATE_OF(cgroup, subsystem) ((u64)READ(struct cgroup, cgroup, subsys[subsystem]))
-#endif
-
 /* kernel/sched/cpuacct.c, cpuacct_cpuusage_read(): cpuacct.usage, usage_user, usage_sys */
 enum { CPUTIME_USER, CPUTIME_NICE, CPUTIME_SYSTEM, CPUTIME_SOFTIRQ, CPUTIME_IRQ, CPUTIMES };
 
