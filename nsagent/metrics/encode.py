@@ -14,11 +14,9 @@ from nsagent.cgroups.stats import CgroupStats
 from nsagent.metrics.agent import SCRAPE_SAMPLES
 from nsagent.metrics.columns import Column, Table
 from nsagent.metrics.family import NS_PER_S, Family, Scope
-from nsagent.metrics.text import label, label_text, number, printable, seconds
+from nsagent.metrics.text import label, label_text, number, seconds
 from nsagent.namespaces import NamespaceId
 from nsagent.sample import NodeSample
-
-__all__ = ["OPENMETRICS", "TEXT", "Encoder", "accepts_openmetrics", "printable"]
 
 TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS: Final = "application/openmetrics-text; version=1.0.0; charset=utf-8"

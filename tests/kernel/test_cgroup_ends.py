@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
-from nsagent.metrics.encode import printable
+from nsagent.metrics.text import printable
 from tests.kernel.agents import Samples, get, running
 from tests.kernel.conftest import accounting
 from tests.support import cgroup_mounts, remove_cgroups, wait_for
