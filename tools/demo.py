@@ -93,19 +93,26 @@ def running(argv: list[str], log: Path, stdin: int = subprocess.DEVNULL) -> Iter
 
     It gets a process group of its own: a Ctrl-C is for the demo, which then ends everything in order.
     """
-    with log.open("wb") as output:
-        process = subprocess.Popen(argv, stdin=stdin, stdout=output, stderr=output, process_group=0)
+    process: subprocess.Popen[bytes] | None = None
     try:
+        with log.open("wb") as output, undisturbed():
+            process = subprocess.Popen(argv, stdin=stdin, stdout=output, stderr=output, process_group=0)
         yield process
     finally:
-        if process.stdin is not None:
-            process.stdin.close()
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        if process is not None:
+            end(process)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """SIGTERM, if need be SIGKILL, and reap."""
+    if process.stdin is not None:
+        process.stdin.close()
+    process.terminate()
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def fetch(url: str) -> str | None:
@@ -250,9 +257,32 @@ def remove_all(scratch: Path, pin_dir: Path, parents: set[Path]) -> list[str]:
     return [str(path) for path in left]
 
 
+class Interrupts:
+    """The signals that end the demo: each is a KeyboardInterrupt, at once or at the end of `undisturbed`."""
+
+    held = False
+    pending = False
+
+
 def interrupt(_signal: int, _frame: FrameType | None) -> None:
-    """Turn SIGTERM and SIGHUP into what Ctrl-C does."""
-    raise KeyboardInterrupt
+    """Handle SIGINT, SIGTERM and SIGHUP."""
+    if Interrupts.held:
+        Interrupts.pending = True
+    else:
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Hold a signal back: inside of Popen it would lose the process that has just been started."""
+    Interrupts.held = True
+    try:
+        yield
+    finally:
+        Interrupts.held = False
+        if Interrupts.pending:
+            Interrupts.pending = False
+            raise KeyboardInterrupt
 
 
 def main() -> int:
@@ -260,6 +290,8 @@ def main() -> int:
     if os.geteuid() != 0:
         print("error: the demo loads BPF programs, which needs root\nhint: sudo make demo", file=sys.stderr)
         return 1
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in the background of a script
+        signal.signal(signal.SIGINT, interrupt)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupt)
     scratch = Path(tempfile.mkdtemp(prefix="nsagent-demo-", dir="/var/tmp"))

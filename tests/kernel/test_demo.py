@@ -9,10 +9,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support import ROOT, cgroup_mounts, require, require_root, wait_for
+from tools import demo as demo_tool
 
 pytestmark = pytest.mark.kernel
 
@@ -114,3 +116,23 @@ def test_a_demo_that_fails_half_way_leaves_nothing(tmp_path: Path) -> None:
     assert "error: " in text
     assert "nsenter" in text
     assert leftovers(process.pid) == []
+
+
+def test_a_signal_while_a_process_is_started_does_not_lose_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+
+    class Interrupted(subprocess.Popen[bytes]):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            started.append(self.pid)
+            signal.raise_signal(signal.SIGTERM)  # before its maker knows it
+
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
+    before = signal.signal(signal.SIGTERM, demo_tool.interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt), demo_tool.running(["sleep", "100"], tmp_path / "log"):
+            pytest.fail("it was interrupted before")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert len(started) == 1
+    assert not Path(f"/proc/{started[0]}").exists(), "ended, and reaped"
