@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -61,6 +61,7 @@ class AccountedCgroup:
 
     path: Path
     reader: KernelUsage
+    brought: dict[str, int] = field(default_factory=dict)  # /proc/PID/io of the last `run` as it moved in: not this cgroup's
 
     @property
     def id(self) -> int:
@@ -91,6 +92,8 @@ class AccountedCgroup:
             **popen,
         )
         os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        lines = Path(f"/proc/{process.pid}/io").read_text().splitlines()
+        self.brought = {key: int(value) for key, value in (line.split(": ") for line in lines)}
         (self.path / "cgroup.procs").write_text(str(process.pid))
         process.send_signal(signal.SIGCONT)
         return process
