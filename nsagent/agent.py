@@ -6,6 +6,7 @@ Order of a start: claim the state directory, take the port, sweep what dead laun
     main          waits for a signal; watch and patrol    http, control     accept; a thread a client, bounded
     ring          events to history, findings, the hub    samples           taken in the thread that asks, one at a time
     cgroups       births and ends of cgroups              sink-*            the hub to files, sockets, the journal
+    runtime       asks docker or podman for names
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from nsagent.errors import AccessError, LoadError, NsagentError, UnsupportedErro
 from nsagent.events import SCHEMA, EventFilter, KernelEvents, SyscallCounts
 from nsagent.findings import RULES, Findings, read_host_inums
 from nsagent.history import History
+from nsagent.identity import Identities
 from nsagent.kernel import attach, headers, mounts, pins
 from nsagent.kernel.cgroups import CgroupRing
 from nsagent.kernel.lane import CgroupLane
@@ -52,6 +54,7 @@ from nsagent.nsfigures import NamespaceReader, NodeFigures
 from nsagent.origins import Origins
 from nsagent.patrol import ROUND_S, Patrol
 from nsagent.records import Counts
+from nsagent.runtimes import Runtimes
 from nsagent.sample import Ancestry, Facts, FileFigures, MapFigures, NodeSample, Sampler
 from nsagent.sinks import Sink, parse
 from nsagent.usage import KernelUsage
@@ -173,6 +176,7 @@ class Node:
         self._found_before = {rule: before[f"finding {rule}"] for rule in RULES}
         self._lost_before = before[_QUEUE_FULL]
         self._namespaces = NamespaceReader()
+        self.runtimes = Runtimes(config.runtimes if keep_history else (), retain_s=config.retain_ns / 1e9)
         self.sampler = self._make_sampler(config.retain_ns)
         self.sampler.facts = self._facts()
 
@@ -249,6 +253,7 @@ class Node:
     def _make_sampler(self, retain_ns: int) -> Sampler:
         cgroups, findings = self.cgroups, self._found if self.findings else None
         figures = self._figures if self.history else None
+        identities = Identities(self.runtimes.names, self.runtimes.want)
         if self.attached is None:
             from nsagent.procusage import ProcfsUsage
 
@@ -263,6 +268,7 @@ class Node:
                 history=self.history,
                 findings=findings,
                 namespace_figures=figures,
+                identities=identities,
             )
         successor = self.ancestry.successor if cgroups else lambda cgroup: cgroup
         return Sampler(
@@ -277,6 +283,7 @@ class Node:
             findings=findings,
             namespace_figures=figures,
             node_cpu_ns=self._node_cpu_ns,
+            identities=identities,
         )
 
     def _figures(self) -> NodeFigures:
@@ -507,6 +514,8 @@ def _run(config: AgentConfig, stack: contextlib.ExitStack) -> None:
     for ring in rings:
         stack.callback(ring.close)
         ring.start()
+    stack.callback(node.runtimes.close)
+    node.runtimes.start()
     watch.begin()
     control.start()
     server.start()

@@ -18,6 +18,7 @@ from typing import Any, Final
 from nsagent.errors import AccessError, ParseError, UsageError
 
 DEFAULT_LISTEN: Final = "127.0.0.1:10417"
+DEFAULT_RUNTIMES: Final = ("/run/docker.sock", "/run/podman/podman.sock")
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 _MOST_CONTEXTS: Final = 1 << 20  # 360 MB of rows
 _SOCKET_PATH_BYTES: Final = 107  # sun_path of struct sockaddr_un, less its final NUL: man 7 unix
@@ -46,6 +47,7 @@ class AgentConfig:
     events_to: tuple[str, ...] = ()  # as sinks.parse takes them
     findings_off: tuple[str, ...] = ()
     rate: int = 0
+    runtimes: tuple[str, ...] = ()  # Unix sockets of docker or podman
     log_level: str = "info"
 
     def __post_init__(self) -> None:
@@ -61,6 +63,9 @@ class AgentConfig:
             raise UsageError("--rate cannot be negative", hint="0 is no limit")
         if self.retain_ns < 0:
             raise UsageError("--retain cannot be negative")
+        for path in self.runtimes:
+            if not os.path.isabs(path) or len(os.fsencode(path)) > _SOCKET_PATH_BYTES:
+                raise UsageError(f"--runtime {path!r} is no path of a Unix socket", hint="such as /run/docker.sock")
         if "." in os.path.basename(self.pin_dir):
             raise UsageError(f"--pin-dir {self.pin_dir}: bpffs allows no dot in a name")
         if len(os.fsencode(os.path.join(self.state_dir, "agent.sock"))) > _SOCKET_PATH_BYTES:

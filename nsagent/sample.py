@@ -13,7 +13,7 @@ import os
 import posixpath
 import threading
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
@@ -23,6 +23,7 @@ from nsagent.conservation import Conservation
 from nsagent.errors import NsagentError
 from nsagent.events import SyscallCounts
 from nsagent.history import Figures, History
+from nsagent.identity import CgroupInfo, Identities
 from nsagent.namespaces import NamespaceId, NamespaceKind
 from nsagent.nsfigures import NodeFigures
 from nsagent.usage import NodeUsage, Usage, UsageSource, total
@@ -85,6 +86,7 @@ class NodeSample:
     cgroups_ended: Mapping[str, CgroupStats] = field(default_factory=dict)
     cgroups_created: Mapping[str, int] = field(default_factory=dict)  # CLOCK_REALTIME ns, where it was told
     final_reads: Mapping[str, int] = field(default_factory=dict)  # by outcome
+    cgroup_info: Mapping[str, CgroupInfo] = field(default_factory=dict)  # also of what ended; where more than an id is known
     cgroup_usage: Mapping[str, Usage] = field(default_factory=dict)
     cgroup_usage_ended: Mapping[str, Usage] = field(default_factory=dict)
     namespaces: Mapping[NamespaceId, Usage] = field(default_factory=dict)
@@ -336,6 +338,7 @@ class Sampler:
         findings: Callable[[], Mapping[str, int]] | None = None,
         namespace_figures: Callable[[], NodeFigures] | None = None,
         node_cpu_ns: Callable[[], int] | None = None,
+        identities: Identities | None = None,
     ) -> None:
         self.facts = Facts()
         self._cgroup_source = cgroups
@@ -345,6 +348,7 @@ class Sampler:
         self._read_maps = maps
         self._history = history
         self._read_findings = findings
+        self._identities = identities
         self._read_namespaces = namespace_figures
         self._conservation = Conservation(node_cpu_ns) if node_cpu_ns else None
         self._ancestry = ancestry
@@ -365,11 +369,12 @@ class Sampler:
         self._outcomes = {}
         source = self._cgroup_source
         stats = self._collect("cgroups", source.read) if source else None
-        if source and stats is not None:
-            self._ancestry.learn(source.accounting_ids())
+        alive = source.accounting_ids() if source and stats is not None else {}
+        if stats is not None:
+            self._ancestry.learn(alive)
         usage = self._collect("usage", self._read_usage) if self._usage_source else None
-        if self._ends:  # after the pass: whose usage it has was told by now
-            self._ancestry.learn_born(self._ends.born())
+        born = self._ends.born() if self._ends else {}  # after the pass: whose usage it has was told by now
+        self._ancestry.learn_born(born)
         figures = self._collect("namespaces", self._read_namespaces) if self._read_namespaces else None
         counts = self._collect("syscalls", self._read_counts) if self._read_counts else None
         maps = self._collect("bpf_maps", self._read_maps) if self._read_maps else None
@@ -388,6 +393,7 @@ class Sampler:
             cgroups_ended=cgroups_ended,
             cgroups_created=self._ends.created() if self._ends else {},
             final_reads=self._ends.final_reads() if self._ends else {},
+            cgroup_info=self._identify(alive, born, cgroups | cgroups_ended),
             cgroup_usage=used,
             cgroup_usage_ended=used_ended,
             namespaces=namespaces,
@@ -405,6 +411,14 @@ class Sampler:
             maps=maps or (),
             collectors=self._outcomes,
         )
+
+    def _identify(
+        self, alive: Mapping[str, int], born: Mapping[int, tuple[str, int]], shown: Iterable[str]
+    ) -> Mapping[str, CgroupInfo]:
+        if self._identities is None:
+            return {}
+        ids = {path: cgroup for cgroup, (path, _) in born.items()} | dict(alive) if born else alive
+        return self._identities.update(ids, shown)
 
     def _read_usage(self) -> NodeUsage:
         assert self._usage_source

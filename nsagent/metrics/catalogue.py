@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from typing import Final
 
-from nsagent.metrics import agent, cgroup, namespace, syscalls
+from nsagent.metrics import agent, cgroup, info, namespace, syscalls
 from nsagent.metrics.family import SCOPE_LABELS, Family, Scope
 
 CHAPTERS: Final[tuple[tuple[str, str, tuple[Family, ...]], ...]] = (
@@ -16,7 +16,7 @@ CHAPTERS: Final[tuple[tuple[str, str, tuple[Family, ...]], ...]] = (
         "Cgroups",
         "`cgroup` is the path below the root of its hierarchy; the root is `/`. On a hybrid host each family comes from the "
         "hierarchy that has its controller. Counters include descendants, living and dead.",
-        cgroup.FAMILIES,
+        (*cgroup.FAMILIES, *info.FAMILIES),
     ),
     (
         "Namespaces",

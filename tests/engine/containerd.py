@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 from tests import debian
-from tests.support import remove_cgroups, require, unique_name, wait_for
+from tests.engine import rootfs
+from tests.support import remove_cgroups, unique_name, wait_for
 
 PROGRAMS = ("containerd", "ctr", "runc")
 _CONFIG = """\
@@ -27,8 +27,6 @@ disabled_plugins = ["io.containerd.grpc.v1.cri"]
 [ttrpc]
   address = "{0}/containerd.sock.ttrpc"
 """
-# Waits for a signal; with an argument it ends at once.
-_WAITER = "int pause(void); int main(int argc, char **argv) { while (argc == 1) pause(); return 0; }"
 
 
 def search_path() -> str:
@@ -44,9 +42,7 @@ class Containerd:
         self.name = unique_name("engine")
         self._directory = directory
         self._environment = os.environ | {"PATH": path}
-        program = directory / "rootfs" / "bin" / "waiter"
-        program.parent.mkdir(parents=True)
-        subprocess.run(["gcc", "-static", "-O1", "-x", "c", "-o", str(program), "-"], input=_WAITER, text=True, check=True)
+        self._rootfs = rootfs.make(directory)
         (directory / "config.toml").write_text(_CONFIG.format(directory))
         self.process = subprocess.Popen(
             ["containerd", "--config", str(directory / "config.toml")],
@@ -66,7 +62,7 @@ class Containerd:
 
     def run(self, container: str) -> int:
         """Start a container; return the host pid of its first process."""
-        self.ctr("run", "--detach", "--rootfs", str(self._directory / "rootfs"), container, "/bin/waiter")
+        self.ctr("run", "--detach", "--rootfs", str(self._rootfs), container, "/bin/waiter")
         (pid,) = [int(line.split()[1]) for line in self.ctr("tasks", "ls").splitlines() if line.split()[0] == container]
         return pid
 
@@ -97,7 +93,6 @@ class Containerd:
 def running(directory: Path) -> Iterator[Containerd]:
     """Run a containerd below `directory` (its path must be short: sockets)."""
     path = search_path()
-    require(shutil.which("gcc"), "gcc is not installed (make setup)")
     engine = Containerd(directory, path)
     try:
         engine.wait_ready()

@@ -7,6 +7,7 @@ import math
 from nsagent.cgroups.stats import CgroupStats, CpuStats, IoDevice, IoStats, MemoryStats, PidsStats
 from nsagent.events import SyscallCounts
 from nsagent.history import Figures
+from nsagent.identity import CgroupInfo
 from nsagent.namespaces import NamespaceId, NamespaceKind
 from nsagent.sample import GONE, Facts, MapFigures, NodeSample, Outcome
 from nsagent.usage import NodeUsage, Usage
@@ -40,6 +41,7 @@ def full_sample() -> NodeSample:
         cgroups={"/": STATS, "/a": CgroupStats()},
         cgroups_ended={"/gone": STATS},
         cgroups_created={"/": 10**18 + 1},
+        cgroup_info={"/gone": CgroupInfo("7", unit='a "b".service', container="x\ny\\")},
         final_reads={"complete": 3, "partial": 0, "late": 1},
         cgroup_usage={"/": Usage(read_bytes=1 << 60)},
         namespaces={PID_NS: Usage(cpu_ns=10**17 + 1, threads=2, processes=1, running=2), NET_NS: Usage(threads=1)},

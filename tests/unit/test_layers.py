@@ -19,6 +19,8 @@ LAYERS = (  # from the bottom; a line may import what is above it here, and none
     {"kernel", "procfs", "namespaces", "config"},
     {"usage", "events", "cgroups", "jobs", "inventory", "records"},
     {"procusage", "history", "findings", "sinks", "origins", "nsfigures", "conservation"},
+    {"identity"},
+    {"runtimes"},
     {"sample"},
     {"metrics"},
     {"serve", "control", "doctor", "launch", "watch", "patrol"},

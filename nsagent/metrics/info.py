@@ -1,0 +1,27 @@
+"""The family that says what people call a cgroup, to be joined with the others on `cgroup`."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from nsagent.identity import CgroupInfo
+from nsagent.metrics.family import Each, Family, Scope
+from nsagent.sample import NodeSample
+
+
+def _cgroups(sample: NodeSample) -> Each:
+    return (((path, *about), 1) for path, about in sample.cgroup_info.items())
+
+
+FAMILIES: Final = (
+    Family(
+        "nsagent_cgroup_info",
+        "info",
+        Scope.NODE,
+        "What people call a cgroup: unit, container, pod, job; only where one of them is known, and empty what is not.",
+        "its path, as systemd, docker, containerd, CRI-O, podman, the kubelet and nsagent make it; container, image and pod "
+        "from the sockets of docker and podman (--runtime)",
+        ("cgroup", *CgroupInfo._fields),
+        each=_cgroups,
+    ),
+)
