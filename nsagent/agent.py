@@ -6,7 +6,7 @@ Order of a start: claim the state directory, take the port, sweep what dead laun
     main          waits for a signal; watch and patrol    http, control     accept; a thread a client, bounded
     ring          events to history, findings, the hub    samples           taken in the thread that asks, one at a time
     cgroups       births and ends of cgroups              sink-*            the hub to files, sockets, the journal
-    runtime       asks docker or podman for names
+    runtime       asks a container runtime for names
 """
 
 from __future__ import annotations

@@ -18,7 +18,12 @@ from typing import Any, Final
 from nsagent.errors import AccessError, ParseError, UsageError
 
 DEFAULT_LISTEN: Final = "127.0.0.1:10417"
-DEFAULT_RUNTIMES: Final = ("/run/docker.sock", "/run/podman/podman.sock")
+DEFAULT_RUNTIMES: Final = (
+    "/run/docker.sock",
+    "/run/podman/podman.sock",
+    "/run/containerd/containerd.sock",
+    "/run/crio/crio.sock",
+)
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 _MOST_CONTEXTS: Final = 1 << 20  # 360 MB of rows
 _SOCKET_PATH_BYTES: Final = 107  # sun_path of struct sockaddr_un, less its final NUL: man 7 unix
@@ -47,7 +52,7 @@ class AgentConfig:
     events_to: tuple[str, ...] = ()  # as sinks.parse takes them
     findings_off: tuple[str, ...] = ()
     rate: int = 0
-    runtimes: tuple[str, ...] = ()  # Unix sockets of docker or podman
+    runtimes: tuple[str, ...] = ()  # Unix sockets, see nsagent.runtimes
     log_level: str = "info"
 
     def __post_init__(self) -> None:

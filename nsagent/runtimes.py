@@ -1,14 +1,15 @@
-"""The names that docker and podman have for containers, asked for at their sockets, in the background.
+"""The names that container runtimes have, asked for at their sockets, in the background.
 
 A thread a runtime asks, when a container without a name was seen and every INTERVAL_S; `names` only returns what is there. So
 a runtime that is slow, hangs or is gone costs nobody else anything: what it said last stays for `retain_s`.
-Source: GET /containers/json, docs.docker.com/reference/api/engine, which podman-system-service(1) has too.
+Sources: GET /containers/json, docs.docker.com/reference/api/engine, which podman-system-service(1) has too; the CRI, in `cri`.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import socket
 import threading
 import time
@@ -16,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
+from nsagent.cri import read_pods
 from nsagent.errors import AccessError, NsagentError, ParseError, VanishedError
 from nsagent.identity import Names
 
@@ -26,6 +28,7 @@ DEADLINE_S: Final = 5.0
 _PAUSE_S: Final = 1.0  # between two questions, however many containers begin
 _MOST_BYTES: Final = 64 << 20  # 20,000 containers with labels
 _KUBERNETES: Final = "io.kubernetes."
+_CRI: Final = ("containerd", "cri")  # how the names of sockets begin that speak it: containerd.sock, crio.sock, cri-dockerd.sock
 # HTTP/1.0: its answer ends with the connection, and is not in chunks.
 _REQUEST: Final = b"GET /containers/json?all=1 HTTP/1.0\r\nHost: localhost\r\nAccept: application/json\r\n\r\n"
 
@@ -110,6 +113,7 @@ class Runtime:
     def __init__(self, path: str, *, retain_s: float, deadline_s: float = DEADLINE_S, interval_s: float = INTERVAL_S) -> None:
         self.names: Mapping[str, Names] = MappingProxyType({})  # replaced, never changed
         self._path = path
+        self._read = read_pods if os.path.basename(path).startswith(_CRI) else read_containers
         self._retain_s, self._deadline_s, self._interval_s = retain_s, deadline_s, interval_s
         self._seen: dict[str, float] = {}  # when it was last listed, monotonic
         self._failure = ""
@@ -133,7 +137,7 @@ class Runtime:
     def refresh(self) -> None:
         """Ask once. A failure is logged once a cause, and changes no name."""
         try:
-            found = read_containers(self._path, self._deadline_s)
+            found = self._read(self._path, self._deadline_s)
         except VanishedError as error:  # of three places most nodes have none or one
             log.debug("event=no_runtime socket=%s reason=%s", self._path, error)
             return

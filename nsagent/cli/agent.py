@@ -83,9 +83,9 @@ def set_up_logging(level: str) -> None:
 @click.option("--finding-off", multiple=True, type=click.Choice(list(RULES)),
               help="Do not look for this; may be repeated.")  # fmt: skip
 @click.option("--rate", default=0, metavar="N", help="Events a second from one cgroup at most; 0 is no limit.")
-@click.option("--runtime", "runtimes", multiple=True, metavar="SOCKET", default=config.DEFAULT_RUNTIMES,
+@click.option("--runtime", multiple=True, metavar="SOCKET", default=config.DEFAULT_RUNTIMES,
               show_default=", ".join(config.DEFAULT_RUNTIMES),
-              help="Ask this docker or podman for the names of containers; may be repeated.")  # fmt: skip
+              help="Ask docker or podman there for names, or a CRI (containerd*.sock, cri*.sock); may be repeated.")  # fmt: skip
 @click.option("--no-runtimes", is_flag=True, help="Ask no container runtime.")
 @click.option("--ephemeral", is_flag=True, help="Remove the BPF programs at the end; they keep counting otherwise.")
 @click.option("--log-level", default="info", type=click.Choice(config.LOG_LEVELS), help="Least severity that is logged.")
@@ -115,7 +115,7 @@ def agent(config_file: str | None, **flags: Any) -> None:
         events_to=flags["events_to"],
         findings_off=flags["finding_off"],
         rate=flags["rate"],
-        runtimes=() if flags["no_runtimes"] else flags["runtimes"],
+        runtimes=() if flags["no_runtimes"] else flags["runtime"],
     )
     set_up_logging(flags["log_level"])
     from nsagent import agent as agents

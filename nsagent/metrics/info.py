@@ -20,7 +20,7 @@ FAMILIES: Final = (
         Scope.NODE,
         "What people call a cgroup: unit, container, pod, job; only where one of them is known, and empty what is not.",
         "its path, as systemd, docker, containerd, CRI-O, podman, the kubelet and nsagent make it; container, image and pod "
-        "from the sockets of docker and podman (--runtime)",
+        "from the sockets of docker, podman and CRI runtimes (--runtime)",
         ("cgroup", *CgroupInfo._fields),
         each=_cgroups,
     ),

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests import debian
-from tests.engine import rootfs
+from tests.engine import pods, rootfs
 from tests.support import remove_cgroups, unique_name, wait_for
 
 PROGRAMS = ("containerd", "ctr", "runc")
@@ -21,11 +21,16 @@ _CONFIG = """\
 version = 2
 root = "{0}/root"
 state = "{0}/state"
-disabled_plugins = ["io.containerd.grpc.v1.cri"]
+disabled_plugins = [{1}]
 [grpc]
   address = "{0}/containerd.sock"
 [ttrpc]
   address = "{0}/containerd.sock.ttrpc"
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "{2}"
+  restrict_oom_score_adj = true  # else runc needs CAP_SYS_RESOURCE
+  disable_tcp_service = true
+  stream_server_address = "127.0.0.1"
 """
 
 
@@ -38,12 +43,16 @@ def search_path() -> str:
 class Containerd:
     """A running containerd. Its namespace is also the cgroup its containers are in."""
 
-    def __init__(self, directory: Path, path: str) -> None:
+    def __init__(self, directory: Path, path: str, *, cri: bool = False) -> None:
         self.name = unique_name("engine")
+        self.socket = f"{directory}/containerd.sock"
+        self._cri = cri
         self._directory = directory
         self._environment = os.environ | {"PATH": path}
         self._rootfs = rootfs.make(directory)
-        (directory / "config.toml").write_text(_CONFIG.format(directory))
+        (directory / "config.toml").write_text(
+            _CONFIG.format(directory, "" if cri else '"io.containerd.grpc.v1.cri"', pods.IMAGE)
+        )
         self.process = subprocess.Popen(
             ["containerd", "--config", str(directory / "config.toml")],
             env=self._environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=(directory / "log").open("w"),
@@ -59,6 +68,10 @@ class Containerd:
     def wait_ready(self) -> None:
         """Wait until it answers."""
         wait_for(lambda: self.ctr("version", check=False), 60, "containerd to answer")
+        if self._cri:
+            archive = self._directory / "image.tar"
+            pods.make_archive(self._rootfs, archive)
+            self.ctr("--namespace", "k8s.io", "images", "import", str(archive))
 
     def run(self, container: str) -> int:
         """Start a container; return the host pid of its first process."""
@@ -90,10 +103,10 @@ class Containerd:
 
 
 @contextlib.contextmanager
-def running(directory: Path) -> Iterator[Containerd]:
-    """Run a containerd below `directory` (its path must be short: sockets)."""
+def running(directory: Path, *, cri: bool = False) -> Iterator[Containerd]:
+    """Run a containerd below `directory` (its path must be short: sockets); `cri`: one that runs pods of `pods.IMAGE`."""
     path = search_path()
-    engine = Containerd(directory, path)
+    engine = Containerd(directory, path, cri=cri)
     try:
         engine.wait_ready()
         yield engine

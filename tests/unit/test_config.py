@@ -42,6 +42,8 @@ def test_listen_refused(text: str) -> None:
         ({"contexts": 1}, "--contexts 1 is out of range"),
         ({"contexts": 1 << 30}, "out of range"),
         ({"retain_ns": -1}, "--retain cannot be negative"),
+        ({"runtimes": ("docker.sock",)}, "--runtime .docker.sock. is no path of a Unix socket"),
+        ({"runtimes": ("/" + "x" * 107,)}, "is no path of a Unix socket"),
         ({"pin_dir": "/sys/fs/bpf/v1.2"}, "no dot"),
         ({"state_dir": "/" + "é" * 50}, "at most 107 bytes"),
     ],

@@ -20,6 +20,7 @@ LAYERS = (  # from the bottom; a line may import what is above it here, and none
     {"usage", "events", "cgroups", "jobs", "inventory", "records"},
     {"procusage", "history", "findings", "sinks", "origins", "nsfigures", "conservation"},
     {"identity"},
+    {"cri"},
     {"runtimes"},
     {"sample"},
     {"metrics"},
