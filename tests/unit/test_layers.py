@@ -16,15 +16,15 @@ from tests.support import ROOT, nsagent_argv, require_root
 PACKAGE = ROOT / "nsagent"
 LAYERS = (  # from the bottom; a line may import what is above it here, and none of its neighbours
     {"libc", "errors"},
-    {"kernel", "procfs", "namespaces", "config"},
-    {"usage", "events", "cgroups", "jobs", "inventory", "records"},
+    {"kernel", "procfs", "namespaces", "config", "http1", "listen", "basicauth"},
+    {"usage", "events", "cgroups", "jobs", "inventory", "records", "webconfig"},
     {"procusage", "history", "findings", "sinks", "origins", "nsfigures", "conservation"},
     {"identity"},
     {"cri"},
     {"runtimes"},
     {"sample"},
     {"metrics"},
-    {"serve", "control", "doctor", "launch", "watch", "patrol"},
+    {"serve", "control", "doctor", "launch", "watch", "patrol", "reload", "textfile"},
     {"agent"},
     {"cli"},
 )
