@@ -3,10 +3,10 @@
 Order of a start: claim the state directory, take the port, sweep what dead launchers left, bring the programs into the kernel
 (this may fork the compiler), and only then start threads: the agent never forks once it has threads.
 
-    main          waits for a signal; watch and patrol    http, control     accept; a thread a client, bounded
-    ring          events to history, findings, the hub    samples           taken in the thread that asks, one at a time
-    cgroups       births and ends of cgroups              sink-*            the hub to files, sockets, the journal
-    runtime       asks a container runtime for names
+    main          signals; watch, patrol, the textfile    http, control     accept; a thread a client, bounded
+    ring          events to history, findings, the hub    exposition        made for HTTP, one of a format at a time
+    cgroups       births and ends of cgroups              samples           taken in the thread that asks, one at a time
+    runtime       asks a container runtime for names      sink-*            the hub to files, sockets, the journal
 """
 
 from __future__ import annotations
@@ -21,20 +21,21 @@ import platform
 import resource
 import select
 import signal
+import socket
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from nsagent import __version__, namespaces, serve
+from nsagent import __version__, listen, namespaces, serve, webconfig
 from nsagent.cgroups.ends import Ended, Ends
 from nsagent.cgroups.layout import Layout, read_layout
 from nsagent.cgroups.reader import Reader
 from nsagent.cgroups.stats import CgroupStats
 from nsagent.cgroups.tree import Tree
-from nsagent.config import AgentConfig
+from nsagent.config import FLAGS, AgentConfig
 from nsagent.conservation import read_node_cpu_ns
 from nsagent.control import Control, Hub, StateLock
 from nsagent.errors import AccessError, LoadError, NsagentError, UnsupportedError
@@ -54,15 +55,22 @@ from nsagent.nsfigures import NamespaceReader, NodeFigures
 from nsagent.origins import Origins
 from nsagent.patrol import ROUND_S, Patrol
 from nsagent.records import Counts
+from nsagent.reload import Reloader
 from nsagent.runtimes import Runtimes
 from nsagent.sample import Ancestry, Facts, FileFigures, MapFigures, NodeSample, Sampler
 from nsagent.sinks import Sink, parse
+from nsagent.textfile import Textfile
 from nsagent.usage import KernelUsage
 from nsagent.watch import TICK_S, Watch
+from nsagent.webconfig import WebConfig
+
+if TYPE_CHECKING:
+    from nsagent.procusage import ProcfsUsage
 
 log = logging.getLogger(__name__)
 
-_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+_RELOAD: Final = signal.SIGHUP
 _NO_BPF: Final = "switched off with --no-bpf"
 _NO_TRACE: Final = "switched off with --no-trace"
 _DESCRIPTORS: Final = 1 << 16
@@ -177,6 +185,7 @@ class Node:
         self._lost_before = before[_QUEUE_FULL]
         self._namespaces = NamespaceReader()
         self.runtimes = Runtimes(config.runtimes if keep_history else (), retain_s=config.retain_ns / 1e9)
+        self._usage: KernelUsage | ProcfsUsage
         self.sampler = self._make_sampler(config.retain_ns)
         self.sampler.facts = self._facts()
 
@@ -259,7 +268,7 @@ class Node:
 
             controller, hierarchy = self.layout.accounting if self.layout else (None, None)
             directory = hierarchy.directory if hierarchy else None
-            usage = ProcfsUsage(controller=controller, directory=directory, retain_s=retain_ns / 1e9)
+            self._usage = usage = ProcfsUsage(controller=controller, directory=directory, retain_s=retain_ns / 1e9)
             return Sampler(
                 retain_ns=retain_ns,
                 ancestry=self.ancestry,
@@ -271,12 +280,13 @@ class Node:
                 identities=identities,
             )
         successor = self.ancestry.successor if cgroups else lambda cgroup: cgroup
+        self._usage = kernel_usage = KernelUsage(self.attached, retain_s=retain_ns / 1e9, successor=successor)
         return Sampler(
             retain_ns=retain_ns,
             ancestry=self.ancestry,
             cgroups=cgroups,
             ends=self.ends,
-            usage=KernelUsage(self.attached, retain_s=retain_ns / 1e9, successor=successor),
+            usage=kernel_usage,
             counts=self._counts if self.attached.traces else None,
             maps=self._maps,
             history=self.history,
@@ -285,6 +295,20 @@ class Node:
             node_cpu_ns=self._node_cpu_ns,
             identities=identities,
         )
+
+    def settings(self) -> dict[str, Callable[[Any], None]]:
+        """Return how a new value is taken, by field of AgentConfig: of those that can change while it runs."""
+        assert self.findings is not None
+        return {
+            "retain_ns": self._retain,
+            "findings_off": self.findings.switch_off,
+            "rate": lambda rate: self.attached.filter_events(rate=rate) if self.attached else None,
+            "log_level": lambda level: logging.getLogger("nsagent").setLevel(level.upper()),
+        }
+
+    def _retain(self, retain_ns: int) -> None:
+        self.sampler.retain(retain_ns)
+        self._usage.retain_s = retain_ns / 1e9
 
     def _figures(self) -> NodeFigures:
         assert self.history is not None
@@ -442,18 +466,19 @@ def _stop(number: int, _frame: FrameType | None) -> None:
     raise _Stopped(number)
 
 
-def run(config: AgentConfig) -> None:
-    """Be the agent until SIGTERM, SIGINT or SIGHUP.
+def run(config: AgentConfig, read: Callable[[], AgentConfig] | None = None) -> None:
+    """Be the agent until SIGTERM or SIGINT. SIGHUP has the settings read again, by `read`, which raises NsagentError.
 
     Raises:
         NsagentError: it cannot run here: another agent has the state or pin directory, the port is in use, or a directory
             may not be written.
     """
     _raise_descriptors()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {_RELOAD})  # it waits until the start is over
     for number in _SIGNALS:
         signal.signal(number, _stop)
     with contextlib.suppress(_Stopped), contextlib.ExitStack() as stack:
-        _run(config, stack)
+        _run(config, read or (lambda: config), stack)
 
 
 def _raise_descriptors() -> None:
@@ -465,10 +490,18 @@ def _raise_descriptors() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _run(config: AgentConfig, stack: contextlib.ExitStack) -> None:
+def _bind(config: AgentConfig, stack: contextlib.ExitStack) -> socket.socket:
+    listener = listen.bind_unix(config.socket_path) if config.socket_path else listen.bind(config.host, config.port)
+    stack.callback(listener.close)
+    stack.callback(listen.remove_path, listener)
+    return listener
+
+
+def _run(config: AgentConfig, read: Callable[[], AgentConfig], stack: contextlib.ExitStack) -> None:
     started, stopping = time.monotonic(), threading.Event()
     stack.callback(StateLock(config.state_dir).release)
-    listener = stack.enter_context(serve.bind(config.host, config.port))
+    web = WebConfig(config.web_config_file) if config.web_config_file else None
+    listener = _bind(config, stack)
     for job in sweep(config.state_dir):
         log.info("event=swept job=%s", job)
     node = stack.enter_context(open_node(config, keep_history=True))
@@ -482,7 +515,10 @@ def _run(config: AgentConfig, stack: contextlib.ExitStack) -> None:
     def scrape(openmetrics: bool) -> tuple[bytes, ...]:
         return encoder.chunks(node.sampler.read(), openmetrics)
 
-    server = serve.Server(listener, scrape, lambda: not stopping.is_set())
+    reloader = Reloader(config, read, node.settings(), FLAGS, lambda: _read_web(config, web))
+    node.sampler.reload = lambda: reloader.outcome
+    reload = reloader.reload if config.web_lifecycle else None
+    server = serve.Server(listener, scrape, lambda: not stopping.is_set(), web=web, reload=reload)
     facts = {
         "pid": os.getpid(),
         "version": __version__,
@@ -502,7 +538,7 @@ def _run(config: AgentConfig, stack: contextlib.ExitStack) -> None:
         answers=watch.answers,
     )
     stack.callback(control.close)
-    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # before the threads, which inherit it
+    signal.pthread_sigmask(signal.SIG_BLOCK, (*_SIGNALS, _RELOAD))  # before the threads, which inherit it
     for sink in sinks:
         stack.callback(sink.close)
         sink.start()
@@ -520,6 +556,10 @@ def _run(config: AgentConfig, stack: contextlib.ExitStack) -> None:
     control.start()
     server.start()
     stack.callback(server.close)
+    textfile = Textfile(config.textfile, lambda: encoder.chunks(node.sampler.read(), process=False)) if config.textfile else None
+    if textfile:
+        stack.callback(textfile.remove)
+        textfile.write()
     stack.enter_context(_announced(config.state_dir, facts))  # last: who reads it can connect
     log.info(
         "event=ready listen=%s bpf=%s accounting=%s tracing=%s warm=%s adopted=%s seconds=%.3f",
@@ -532,14 +572,28 @@ def _run(config: AgentConfig, stack: contextlib.ExitStack) -> None:
         time.monotonic() - started,
     )
     looked = time.monotonic()
-    while (received := signal.sigtimedwait(_SIGNALS, ROUND_S)) is None:
+    while (received := signal.sigtimedwait((*_SIGNALS, _RELOAD), ROUND_S)) is None or received.si_signo == _RELOAD:
+        if received:
+            with contextlib.suppress(Exception):  # logged, and in the metric; the agent goes on as it was
+                reloader.reload()
+            continue
         patrol.round()
         if time.monotonic() - looked >= TICK_S:
             watch.tick()
+            if textfile:
+                textfile.write()
             looked = time.monotonic()
     number = received.si_signo
     stopping.set()
     log.info("event=stopping signal=%s ephemeral=%s", signal.Signals(number).name, str(config.ephemeral).lower())
+
+
+def _read_web(config: AgentConfig, web: WebConfig | None) -> Callable[[], None]:
+    """Read the web configuration, and return what has it used."""
+    if web is None:
+        return lambda: None
+    found = webconfig.read(config.web_config_file)
+    return lambda: web.use(found)
 
 
 def _unseen(sample: NodeSample) -> int:

@@ -3,6 +3,7 @@
 A configuration file has the words of the flags as keys, without the dashes in front:
 
     listen = "[::]:10417"
+    web.config.file = "/etc/nsagent/web.yml"
     retain = "5m"
     no-trace = true
     events-to = ["journald", "file:/var/log/nsagent/events?keep=9"]
@@ -27,7 +28,20 @@ DEFAULT_RUNTIMES: Final = (
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 _MOST_CONTEXTS: Final = 1 << 20  # 360 MB of rows
 _SOCKET_PATH_BYTES: Final = 107  # sun_path of struct sockaddr_un, less its final NUL: man 7 unix
-
+FLAGS: Final = {  # what each field of AgentConfig is called where people see it
+    "host": "listen",
+    "port": "listen",
+    "socket_path": "listen",
+    "retain_ns": "retain",
+    "ring_bytes": "ring-size",
+    "bpf": "no-bpf",
+    "trace": "no-trace",
+    "findings_off": "finding-off",
+    "runtimes": "runtime",
+    "web_config_file": "web.config.file",
+    "web_lifecycle": "web.enable-lifecycle",
+    **{name: name.replace("_", "-") for name in ("state_dir", "pin_dir", "cache_dir", "object_dir", "events_to", "log_level")},
+}
 
 _PAGE: Final = 4096
 _MOST_RING_BYTES: Final = 1 << 30
@@ -35,7 +49,8 @@ _MOST_RING_BYTES: Final = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class AgentConfig:
-    """What an agent was asked to be. Directories are absolute; `host` is empty for all addresses; `port` 0 is any."""
+    """What an agent was asked to be. Paths are absolute; `host` is empty for all addresses; `port` 0 is any; with a
+    `socket_path` it listens there instead."""
 
     host: str
     port: int
@@ -54,6 +69,10 @@ class AgentConfig:
     rate: int = 0
     runtimes: tuple[str, ...] = ()  # Unix sockets, see nsagent.runtimes
     log_level: str = "info"
+    socket_path: str = ""
+    web_config_file: str = ""
+    web_lifecycle: bool = False
+    textfile: str = ""  # a directory
 
     def __post_init__(self) -> None:
         """Raise UsageError for what makes no sense."""
@@ -73,6 +92,8 @@ class AgentConfig:
                 raise UsageError(f"--runtime {path!r} is no path of a Unix socket", hint="such as /run/docker.sock")
         if "." in os.path.basename(self.pin_dir):
             raise UsageError(f"--pin-dir {self.pin_dir}: bpffs allows no dot in a name")
+        if len(os.fsencode(self.socket_path)) > _SOCKET_PATH_BYTES:
+            raise UsageError(f"--listen unix:{self.socket_path} is too long", hint=f"at most {_SOCKET_PATH_BYTES} bytes")
         if len(os.fsencode(os.path.join(self.state_dir, "agent.sock"))) > _SOCKET_PATH_BYTES:
             raise UsageError(
                 f"--state-dir {self.state_dir} is too long: the path of a Unix socket has at most {_SOCKET_PATH_BYTES} bytes",
@@ -97,6 +118,20 @@ def parse_listen(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def parse_socket_path(text: str) -> str:
+    """Return the path of ``unix:/run/nsagent/http.sock``, "" for what is no such address.
+
+    Raises:
+        UsageError: the path is not absolute.
+    """
+    scheme, colon, path = text.strip().partition(":")
+    if scheme != "unix" or not colon or path.isdigit():  # a host can be called unix
+        return ""
+    if not path.startswith("/") or "\0" in path:
+        raise UsageError(f"--listen {text!r}: the path is not absolute", hint="such as unix:/run/nsagent/http.sock")
+    return path
+
+
 def default_cache_dir() -> str:
     """Return where compiled BPF objects are kept: /var/cache/nsagent for root, else below the user's cache directory."""
     if os.geteuid() == 0:
@@ -119,6 +154,7 @@ def read_file(path: str, known: frozenset[str]) -> dict[str, Any]:
         raise AccessError(f"cannot read {path}: {error.strerror}", hint="name the file that --config should read") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ParseError(f"not TOML: {error}", path=path) from error
+    found = _flat(found, known)
     for key, value in found.items():
         if key not in known:
             raise UsageError(f"{path}: no setting is called {key!r}", hint=f"there are {', '.join(sorted(known))}")
@@ -126,3 +162,13 @@ def read_file(path: str, known: frozenset[str]) -> dict[str, Any]:
         if not words and not isinstance(value, str | int | float | bool):
             raise UsageError(f"{path}: {key} is neither text, number, true or false, nor a list of texts")
     return found
+
+
+def _flat(found: dict[str, Any], known: frozenset[str], prefix: str = "") -> dict[str, Any]:
+    """Undo TOML's dotted keys: web.config.file = "x" came as three tables in each other."""
+    flat: dict[str, Any] = {}
+    for key, value in found.items():
+        name = prefix + key
+        table = isinstance(value, dict) and any(each.startswith(f"{name}.") for each in known)
+        flat |= _flat(value, known, f"{name}.") if table else {name: value}
+    return flat

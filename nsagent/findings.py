@@ -126,12 +126,9 @@ class Findings:
         orphan_s: float = ORPHAN_S,
     ) -> None:
         """`off`: rules that are not looked for; `path_of` names an accounting cgroup by its id. Raises UsageError."""
-        for rule in off:
-            if rule not in RULES:
-                raise UsageError(f"no finding is called {rule!r}", hint=f"there are {', '.join(RULES)}")
-        self.on = frozenset(RULES) - set(off)
+        self.switch_off(off)
         self._lock = threading.Lock()
-        self._counts = dict.fromkeys(sorted(self.on), 0)
+        self._counts = dict.fromkeys(sorted(RULES), 0)
         self._host = dict(host or read_host_inums())
         self._path_of = path_of
         self._storm_per_s = storm_per_s
@@ -142,10 +139,17 @@ class Findings:
         self._storms: dict[int, int] = {}  # cgroup: checks in a row above the rate
         self._held: dict[NamespaceId, float] = {}  # since when; inf: told
 
+    def switch_off(self, off: Collection[str]) -> None:
+        """Look for all but these from now on. Raises UsageError for what is no rule."""
+        for rule in off:
+            if rule not in RULES:
+                raise UsageError(f"no finding is called {rule!r}", hint=f"there are {', '.join(RULES)}")
+        self.on = frozenset(RULES) - set(off)
+
     def counts(self) -> dict[str, int]:
         """Return how many findings each rule that is on has made."""
         with self._lock:
-            return dict(self._counts)
+            return {rule: count for rule, count in self._counts.items() if rule in self.on}
 
     def _found(self, found: list[Finding]) -> list[Finding]:
         with self._lock:

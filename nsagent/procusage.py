@@ -65,7 +65,7 @@ class ProcfsUsage:
         self._root = root
         self._controller = controller
         self._directory = directory
-        self._retain_s = retain_s
+        self.retain_s = retain_s
         self._identify = identify
         self._tasks: dict[tuple[int, int], _Task] = {}
         self._totals: dict[Key, Counters] = {}
@@ -228,7 +228,7 @@ class ProcfsUsage:
         for key in self._gauges:
             self._empty_since.pop(key, None)
         empty = self._totals.keys() - self._gauges.keys()
-        due = [key for key in empty if now - self._empty_since.setdefault(key, now) >= self._retain_s]
+        due = [key for key in empty if now - self._empty_since.setdefault(key, now) >= self.retain_s]
         pinned = {(kind, inum) for kind, inum in namespaces.read_pins(self._root)} if due else set()
         for key in due:
             if isinstance(key, NamespaceId):

@@ -63,6 +63,13 @@ class FileFigures(NamedTuple):
     backoffs: Mapping[str, int]
 
 
+class Reload(NamedTuple):
+    """How the last reading of the configuration was, and when the last good one was: CLOCK_REALTIME ns."""
+
+    success: bool
+    time_ns: int
+
+
 @dataclass(frozen=True, slots=True)
 class Facts:
     """What does not change while the agent runs. `features`: None where available, else the reason why not."""
@@ -102,6 +109,7 @@ class NodeSample:
     findings: Mapping[str, int] = field(default_factory=dict)  # by rule
     files: FileFigures | None = None
     maps: tuple[MapFigures, ...] = ()
+    reload: Reload | None = None  # None: nobody who reads settings anew
     collectors: Mapping[str, Outcome] = field(default_factory=dict)
 
 
@@ -191,7 +199,7 @@ class Retained(Generic[K, T]):
         self, retain_ns: int, alive: Callable[[T], bool] = lambda _: True, changed: Callable[[T, T], bool] = operator.ne
     ) -> None:
         """`changed` tells of the last and the present value of what ended whether it shall be kept anew."""
-        self._retain_ns = retain_ns
+        self.retain_ns = retain_ns
         self._alive = alive
         self._changed = changed
         self._seen: dict[K, tuple[int, T]] = {}  # when it last lived or changed, and what it was
@@ -213,7 +221,7 @@ class Retained(Generic[K, T]):
                 seen[key] = (now_ns, value)
             elif key not in seen or self._changed(seen[key][1], value):
                 seen[key] = (now_ns, value)
-        oldest = now_ns - self._retain_ns
+        oldest = now_ns - self.retain_ns
         for key in [key for key, (when, _) in seen.items() if when < oldest and key not in current]:
             del seen[key]
         return live, {key: value for key, (when, value) in seen.items() if when >= oldest and key not in live}
@@ -322,7 +330,8 @@ def _boot_id() -> str:
 
 
 class Sampler:
-    """Takes samples: one at a time, shared by those who wait. All but `facts` is given once; None: this node has it not."""
+    """Takes samples: one at a time, shared by those who wait. All but `facts` and `reload` is given once; None: this
+    node has it not."""
 
     def __init__(
         self,
@@ -341,6 +350,7 @@ class Sampler:
         identities: Identities | None = None,
     ) -> None:
         self.facts = Facts()
+        self.reload: Callable[[], Reload | None] = lambda: None
         self._cgroup_source = cgroups
         self._ends = ends
         self._usage_source = usage
@@ -364,6 +374,11 @@ class Sampler:
     def read(self) -> NodeSample:
         """Return a sample that was begun after this call. Safe from any thread."""
         return self._shared.get()
+
+    def retain(self, retain_ns: int) -> None:
+        """Keep what ended so long from now on. Safe from any thread."""
+        for kept in (self._cgroups, self._cgroup_usage, self._namespaces):
+            kept.retain_ns = retain_ns
 
     def _take(self) -> NodeSample:
         self._outcomes = {}
@@ -409,6 +424,7 @@ class Sampler:
             findings=findings,
             files=source.files() if source else None,
             maps=maps or (),
+            reload=self.reload(),
             collectors=self._outcomes,
         )
 

@@ -1,8 +1,7 @@
-"""The agent's HTTP server: /metrics, /-/healthy, /-/ready and a landing page; GET and HEAD, one request a connection.
+"""The agent's HTTP server: /metrics, /-/healthy, /-/ready, /-/reload and a landing page; one request a connection.
 
-It is small rather than general. What a client can cost is bounded: header bytes, time to send them, time to take the
-answer, and the number of connections at once. A thread a connection; a slow client holds its own thread alone.
-Sources: RFC 9110, RFC 9112.
+It is small rather than general. What a client can cost is bounded: header bytes, time for the handshake and to send them, time
+to take the answer, and the number of connections at once. A thread a connection; a slow client holds its own thread alone.
 """
 
 from __future__ import annotations
@@ -10,36 +9,25 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-import os
 import socket
 import threading
 import time
-import zlib
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Final
 
-from nsagent.errors import AccessError, NsagentError, UsageError
+from nsagent import http1, listen
+from nsagent.errors import NsagentError
+from nsagent.http1 import Answer, BadRequest, Request
 from nsagent.metrics import encode
+from nsagent.webconfig import Web, WebConfig
 
 log = logging.getLogger(__name__)
 
-_HEADER_BYTES: Final = 16 << 10
 _HEADER_SECONDS: Final = 5.0  # from the connection to the last header
 _ANSWER_SECONDS: Final = 30.0
-_GZIP: Final = 16 + zlib.MAX_WBITS  # with its header and trailer
+_MARGIN_S: Final = 0.5  # of a scraper's timeout, at most a fifth of it: for the way there and back
 _CONNECTIONS: Final = 64
-_BACKLOG: Final = 128
-_REASONS: Final = {
-    200: "OK",
-    400: "Bad Request",
-    404: "Not Found",
-    405: "Method Not Allowed",
-    408: "Request Timeout",
-    431: "Request Header Fields Too Large",
-    500: "Internal Server Error",
-    503: "Service Unavailable",
-    505: "HTTP Version Not Supported",
-}
+_RECORD: Final = 1 << 14  # of TLS: RFC 8446, 5.1
 _LANDING: Final = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>nsagent</title></head><body>
 <h1>nsagent</h1>
@@ -48,38 +36,84 @@ _LANDING: Final = """<!DOCTYPE html>
 <li><a href="/-/healthy">/-/healthy</a></li><li><a href="/-/ready">/-/ready</a></li></ul>
 </body></html>
 """
+Pieces = tuple[bytes, ...]
 
 
-class Request(NamedTuple):
-    """A request line and its headers, by lower-case name."""
-
-    method: str
-    path: str
-    headers: dict[str, str]
+class Late(Exception):
+    """It is not there in time."""
 
 
-class Answer(NamedTuple):
-    """A status and a body of some type, in pieces."""
+class _Call:
+    """One call of `make`, and what came of it, for those who wait for it."""
 
-    status: int
-    body: tuple[bytes, ...]
-    type: str = "text/plain; charset=utf-8"
+    def __init__(self) -> None:
+        self.done = threading.Event()
+        self.waiting = 0
+        self.result: Pieces | BaseException = ()
 
 
-class BadRequest(Exception):
-    """What came is no request that is answered; `status` says why."""
+class Exposition:
+    """Has `make` called in a thread of its own, one call at a time, so that who cannot wait for its end need not.
 
-    def __init__(self, status: int) -> None:
-        super().__init__(_REASONS[status])
-        self.status = status
+    Who asks during a call waits for the next one, and shares it with all who wait: a call that hangs costs one thread. What was
+    made is the callers' alone: 25 MB on a big node.
+    """
+
+    def __init__(self, make: Callable[[], Pieces]) -> None:
+        self._make = make
+        self._lock = threading.Lock()
+        self._next: _Call | None = None
+        self._running = False
+
+    def get(self, end: float | None) -> Pieces:
+        """Return what was made after this call. Raises Late when `end` (monotonic clock) comes first, or what `make` raises."""
+        with self._lock:
+            call = self._next = self._next or _Call()
+            call.waiting += 1
+            if not self._running:
+                threading.Thread(target=self._run, name="exposition", daemon=True).start()
+                self._running = True
+        if not call.done.wait(None if end is None else max(0.0, end - time.monotonic())):
+            with self._lock:
+                call.waiting -= 1
+            raise Late
+        if isinstance(call.result, BaseException):
+            raise call.result
+        return call.result
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                call, self._next = self._next, None
+                if call is None or not call.waiting:  # all have given up
+                    self._running = False
+                    return
+            try:
+                call.result = self._make()
+            except BaseException as error:
+                call.result = error
+            call.done.set()
+            del call
 
 
 class Server:
-    """`listener` is from `bind`; `start` begins to answer. `scrape` makes the exposition: OpenMetrics if its argument is true."""
+    """`listener` is from `listen`; `start` begins to answer. `scrape` makes the exposition, OpenMetrics if it gets True."""
 
-    def __init__(self, listener: socket.socket, scrape: Callable[[bool], tuple[bytes, ...]], ready: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        listener: socket.socket,
+        scrape: Callable[[bool], Pieces],
+        ready: Callable[[], bool],
+        *,
+        web: WebConfig | None = None,
+        reload: Callable[[], str] | None = None,
+    ) -> None:
+        """`web` has TLS, users and headers; `reload` is what POST /-/reload does, None where it is switched off."""
         self._scrape = scrape
         self._ready = ready
+        self._web = web
+        self._reload = reload
+        self._expositions = {kind: Exposition(lambda kind=kind: self._scrape(kind)) for kind in (False, True)}  # type: ignore[misc]
         self._free = threading.BoundedSemaphore(_CONNECTIONS)
         self._closing = False
         self._thread = threading.Thread(target=self._accept, name="http", daemon=True)
@@ -87,21 +121,21 @@ class Server:
 
     @property
     def address(self) -> str:
-        """The address it has, with the port that was given for port 0: ``127.0.0.1:10417``, ``[::1]:10417``."""
-        host, port = self._socket.getsockname()[:2]
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        """As `listen.address_of` has it."""
+        return listen.address_of(self._socket)
 
     def start(self) -> None:
         """Listen, and answer in threads. Raises NsagentError where the port has been taken meanwhile."""
         try:
-            self._socket.listen(_BACKLOG)
+            self._socket.listen(listen.BACKLOG)
         except OSError as error:
-            raise _translate(error, self.address) from error
+            raise listen.translate(error, self.address) from error
         self._thread.start()
 
     def close(self) -> None:
         """Stop taking connections; answers under way go on until their client has them or the process ends."""
         self._closing = True
+        listen.remove_path(self._socket)
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)  # wakes accept
         if self._thread.is_alive():
@@ -121,8 +155,9 @@ class Server:
                 continue
             if not self._free.acquire(blocking=False):
                 with client, contextlib.suppress(OSError):
-                    client.setblocking(False)
-                    client.send(_head(503, "text/plain", 0))
+                    if not (self._web and self._web.last.tls):  # who begins with a handshake would not understand
+                        client.setblocking(False)
+                        client.send(http1.head_of(Answer(503, (), "text/plain")))
                 continue
             try:
                 threading.Thread(target=self._serve, args=(client,), name="http-client", daemon=True).start()
@@ -131,41 +166,51 @@ class Server:
                 self._free.release()
 
     def _serve(self, client: socket.socket) -> None:
+        end = time.monotonic() + _HEADER_SECONDS
         try:
-            with client, contextlib.suppress(OSError):  # the client went away, or is too slow
-                self._converse(client)
+            with client, contextlib.suppress(OSError):  # the client went away, or is too slow; ssl's errors are such too
+                web = self._web.current() if self._web else None
+                if web is None or web.tls is None:
+                    self._converse(client, web, end, tls=False)
+                    return
+                with web.tls.wrap_socket(client, server_side=True, do_handshake_on_connect=False) as secured:
+                    secured.settimeout(max(end - time.monotonic(), 0.001))
+                    secured.do_handshake()
+                    self._converse(secured, web, end, tls=True)
         finally:
             self._free.release()
 
-    def _converse(self, client: socket.socket) -> None:
-        send_body, encoding = True, ""
+    def _converse(self, client: socket.socket, web: Web | None, header_end: float, *, tls: bool) -> None:
+        send_body = True
         try:
-            request = read_request(client)
+            request = http1.read_request(client, header_end)
             send_body = request.method != "HEAD"
-            answer = self._answer(request)
-            if answer.status == 200 and _accepts_gzip(request.headers.get("accept-encoding", "")):
-                answer = answer._replace(body=_compress(answer.body))
-                encoding = "Content-Encoding: gzip\r\n"
+            answer = self._answer(request, web, header_end - _HEADER_SECONDS)
+            if answer.status == 200 and http1.accepts_gzip(request.headers.get("accept-encoding", "")):
+                answer = http1.compressed(answer)
         except BadRequest as error:
-            answer = Answer(error.status, (f"{error}\n".encode(),))
-        head = _head(answer.status, answer.type, sum(map(len, answer.body)), encoding)
+            answer = Answer(error.status, (f"{error}\n".encode(),), more=error.more)
+        if web:
+            answer = answer._replace(more=(*answer.more, *web.headers))
         # Not joined: clients that share a sample share its bytes, and do not hold a copy each.
-        _send(client, (head, *answer.body) if send_body else (head,))
-        client.shutdown(socket.SHUT_WR)
+        _send(client, (http1.head_of(answer), *(answer.body if send_body else ())), tls=tls)
+        if tls:
+            _say_goodbye(client)
+        else:
+            client.shutdown(socket.SHUT_WR)
         if answer.status != 200:
             _drain(client)
 
-    def _answer(self, request: Request) -> Answer:
-        if request.method not in ("GET", "HEAD"):
-            raise BadRequest(405)
+    def _answer(self, request: Request, web: Web | None, began: float) -> Answer:
+        if web and web.users and not web.users.allow(request.headers.get("authorization", "")):
+            raise BadRequest(401, 'WWW-Authenticate: Basic realm="nsagent", charset="UTF-8"')
         path = request.path.partition("?")[0]
+        if path == "/-/reload":
+            return self._answer_reload(request.method)
+        if request.method not in ("GET", "HEAD"):
+            raise BadRequest(405, "Allow: GET, HEAD")
         if path == "/metrics":
-            openmetrics = encode.accepts_openmetrics(request.headers.get("accept", ""))
-            try:
-                return Answer(200, self._scrape(openmetrics), encode.OPENMETRICS if openmetrics else encode.TEXT)
-            except Exception:  # a bug must cost one answer, not the server
-                log.exception("event=scrape_failed")
-                return Answer(500, (b"internal error; see the agent's log\n",))
+            return self._answer_scrape(request, began)
         if path == "/-/healthy":
             return Answer(200, (b"nsagent is healthy\n",))
         if path == "/-/ready":
@@ -174,112 +219,52 @@ class Server:
             return Answer(200, (_LANDING.encode(),), "text/html; charset=utf-8")
         raise BadRequest(404)
 
-
-def bind(host: str, port: int) -> socket.socket:
-    """Return a TCP socket with that address, not yet listening; an empty host is all addresses.
-
-    Raises:
-        NsagentError: the port is in use.
-        AccessError: a port below 1024 without CAP_NET_BIND_SERVICE.
-        UsageError: no such address on this host.
-    """
-    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    try:
-        if not host:
-            host = "::" if socket.has_dualstack_ipv6() else "0.0.0.0"
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        found = socket.socket(family, kind, protocol)
+    def _answer_scrape(self, request: Request, began: float) -> Answer:
+        openmetrics = encode.accepts_openmetrics(request.headers.get("accept", ""))
+        timeout_s = http1.scrape_timeout_s(request.headers)
+        end = None if timeout_s is None else began + timeout_s - min(_MARGIN_S, timeout_s / 5)
         try:
-            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if host == "::":
-                found.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-            found.bind(address)
-        except OSError:
-            found.close()
-            raise
-    except OSError as error:  # getaddrinfo's is one too
-        raise _translate(error, where) from error
-    return found
+            body = self._expositions[openmetrics].get(end)
+        except Late:
+            text = f"no sample within the {timeout_s:g} s that the scraper waits (X-Prometheus-Scrape-Timeout-Seconds)\n"
+            return Answer(503, (text.encode(),))
+        except Exception:  # a bug must cost one answer, not the server
+            log.exception("event=scrape_failed")
+            return Answer(500, (b"internal error; see the agent's log\n",))
+        return Answer(200, body, encode.OPENMETRICS if openmetrics else encode.TEXT)
 
-
-def _translate(error: OSError, where: str) -> NsagentError:
-    reason = error.strerror or os.strerror(error.errno or 0)
-    if error.errno == errno.EADDRINUSE:
-        port = where.rpartition(":")[2]
-        return NsagentError(
-            f"cannot listen on {where}: the port is in use",
-            hint=f"see who has it with 'ss -ltnp sport = :{port}', or choose another with --listen",
-        )
-    if error.errno == errno.EACCES:
-        return AccessError(f"cannot listen on {where}: {reason}", capability="CAP_NET_BIND_SERVICE")
-    return UsageError(f"cannot listen on {where}: {reason}", hint="--listen names an address of this host and a port")
-
-
-def read_request(client: socket.socket) -> Request:
-    """Read the head of a request, within its bounds of time and size. Raises BadRequest, OSError."""
-    end = time.monotonic() + _HEADER_SECONDS
-    data = b""
-    while b"\r\n\r\n" not in data:
-        left = end - time.monotonic()
-        if left <= 0:
-            raise BadRequest(408)
-        client.settimeout(left)
+    def _answer_reload(self, method: str) -> Answer:
+        if method not in ("POST", "PUT"):
+            raise BadRequest(405, "Allow: POST, PUT")
+        if self._reload is None:
+            return Answer(403, (b"reloading over HTTP is off: start the agent with --web.enable-lifecycle, or send it SIGHUP\n",))
         try:
-            chunk = client.recv(4096)
-        except TimeoutError:
-            raise BadRequest(408) from None
-        if not chunk:
-            raise ConnectionAbortedError(errno.ECONNABORTED, "the client went away")
-        data += chunk
-        if len(data) > _HEADER_BYTES:
-            raise BadRequest(431)
-    return parse_request(data.partition(b"\r\n\r\n")[0])
+            return Answer(200, (f"{self._reload()}\n".encode(),))
+        except NsagentError as error:
+            return Answer(500, (f"nothing was changed: {error}\n".encode(errors="replace"),))
+        except Exception:  # logged where it was caught
+            return Answer(500, (b"internal error; see the agent's log\n",))
 
 
-def parse_request(head: bytes) -> Request:
-    """Parse a request line and its headers. Raises BadRequest."""
-    first, *rest = head.decode("latin-1").split("\r\n")
-    words = first.split(" ")
-    if len(words) != 3 or not words[0].isalpha() or not words[1].startswith("/"):
-        raise BadRequest(400)
-    if words[2] not in ("HTTP/1.0", "HTTP/1.1"):
-        raise BadRequest(505 if words[2].startswith("HTTP/") else 400)
-    headers: dict[str, str] = {}
-    for line in rest:
-        name, colon, value = line.partition(":")
-        if not colon or not name or name != name.strip():
-            raise BadRequest(400)
-        key = name.lower()
-        headers[key] = f"{headers[key]}, {value.strip()}" if key in headers else value.strip()
-    return Request(words[0], words[1], headers)
-
-
-def _accepts_gzip(accept: str) -> bool:
-    for item in accept.lower().split(","):
-        coding, *parameters = (word.strip() for word in item.split(";"))
-        if coding == "gzip":
-            return not any(parameter.replace(" ", "").strip("0.") == "q=" for parameter in parameters)
-    return False
-
-
-def _head(status: int, kind: str, length: int, more: str = "") -> bytes:
-    lines = f"HTTP/1.1 {status} {_REASONS[status]}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n{more}"
-    allow = "Allow: GET, HEAD\r\n" if status == 405 else ""
-    return f"{lines}{allow}Vary: Accept, Accept-Encoding\r\nConnection: close\r\n\r\n".encode()
-
-
-def _send(client: socket.socket, pieces: tuple[bytes, ...]) -> None:
+def _send(client: socket.socket, pieces: Pieces, *, tls: bool) -> None:
     """Send all within _ANSWER_SECONDS. Raises OSError."""
     end = time.monotonic() + _ANSWER_SECONDS
     for number, piece in enumerate(pieces, 1):
-        client.settimeout(max(end - time.monotonic(), 0.001))  # sendall counts it over all of its sends
-        client.sendall(piece, socket.MSG_MORE if number < len(pieces) else 0)
+        if tls:  # its sendall would count the time anew for each record
+            rest = memoryview(piece)
+            while rest:
+                client.settimeout(max(end - time.monotonic(), 0.001))
+                rest = rest[client.send(rest[:_RECORD]) :]
+        else:
+            client.settimeout(max(end - time.monotonic(), 0.001))  # sendall counts it over all of its sends
+            client.sendall(piece, socket.MSG_MORE if number < len(pieces) else 0)
 
 
-def _compress(pieces: tuple[bytes, ...]) -> tuple[bytes, ...]:
-    """Make one gzip stream of the pieces, level 1: the higher ones cost several times as much for little."""
-    stream = zlib.compressobj(1, zlib.DEFLATED, _GZIP)
-    return (*filter(None, map(stream.compress, pieces)), stream.flush())
+def _say_goodbye(client: socket.socket) -> None:
+    """Send close_notify: without it a client must take the answer for cut off (RFC 8446, 6.1). It need not answer."""
+    client.settimeout(1.0)
+    with contextlib.suppress(OSError, ValueError):
+        client.unwrap()  # type: ignore[attr-defined]
 
 
 def _drain(client: socket.socket) -> None:

@@ -126,7 +126,7 @@ class KernelUsage:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._attached = attached
-        self._retain_s = retain_s
+        self.retain_s = retain_s
         self._successor = successor
         self._clock = clock
         self._ended: dict[tuple[int, int], float] = {}  # (place in the key, id): since when no task is in it
@@ -166,7 +166,7 @@ class KernelUsage:
         gone = {(place, packed) for _, key in quiet for place, packed in enumerate(key) if packed} - alive
         self._ended = {member: self._ended.get(member, now) for member in gone}
         full = len(live) + len(quiet) > 0.75 * self._attached.capacity
-        retain_s = min(_QUIET_S, self._retain_s) if full else self._retain_s
+        retain_s = min(_QUIET_S, self.retain_s) if full else self.retain_s
         over = {member for member, since in self._ended.items() if now - since >= retain_s}
         candidates = {}
         for index, key in quiet:
@@ -181,7 +181,7 @@ class KernelUsage:
             if when is None:
                 self._attached.drop_key(index, key)
                 self._dropped[index] = (now, self._attached.epoch)
-            elif now - when[0] >= min(_QUIET_S, self._retain_s) and self._attached.epoch - when[1] >= _QUIET_PASSES:
+            elif now - when[0] >= min(_QUIET_S, self.retain_s) and self._attached.epoch - when[1] >= _QUIET_PASSES:
                 self._attached.fold(index, target)
 
     def close(self) -> None:

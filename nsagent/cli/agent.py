@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
 import time
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
 import click
+from click.core import ParameterSource
 
-from nsagent import config, jobs, sinks
-from nsagent.errors import UsageError
+from nsagent import config, jobs, sinks, webconfig
+from nsagent.errors import NsagentError, UsageError
 from nsagent.findings import RULES
 from nsagent.kernel import pins
 from nsagent.launch import quantities
@@ -25,10 +28,19 @@ Examples:
   nsagent agent --events-to 'file:/var/log/nsagent/events?size=64M&keep=5' --events-to journald
                                                       keep what happens; docs/events.md has the fields
   nsagent agent --config /etc/nsagent/agent.toml      the same words, without dashes: listen = "[::]:10417"
+  nsagent agent --config /etc/nsagent/agent.toml --check
+                                                      say whether these settings are good, and start nothing
+  nsagent agent --listen unix:/run/nsagent/http.sock  for a proxy; curl --unix-socket /run/nsagent/http.sock http://n/metrics
+  nsagent agent --web.config.file /etc/nsagent/web.yml
+                                                      TLS and passwords, as for node_exporter
+  nsagent agent --textfile /var/lib/prometheus/node-exporter
+                                                      and node_exporter shows what this agent knows
 
 Flags come before variables (NSAGENT_AGENT_LISTEN), these before the file, and that before the defaults.
 SIGTERM ends the agent and keeps its BPF programs, which go on counting for the next one; --ephemeral and
-'nsagent bpf unload' remove them.
+'nsagent bpf unload' remove them. SIGHUP (or POST /-/reload, with --web.enable-lifecycle) reads the file and the web
+configuration again: retain, finding-off, rate and log-level are changed at once, other settings need a restart, and
+nothing is changed where something is wrong. nsagent_config_last_reload_success tells how it was.
 """
 
 
@@ -36,7 +48,7 @@ def _load_file(ctx: click.Context, _parameter: click.Parameter, path: str | None
     """Make the settings of a file the defaults of the flags: click's own order then is flags, variables, file, defaults."""
     if path:
         parameters = {parameter.opts[0].removeprefix("--"): parameter for parameter in ctx.command.params}
-        found = config.read_file(path, frozenset(parameters) - {"config"})
+        found = config.read_file(path, frozenset(parameters) - {"config", "check"})
         for key, value in found.items():
             if isinstance(value, list) != getattr(parameters[key], "multiple", False):
                 raise UsageError(f"{path}: {key} is {'no list' if isinstance(value, list) else 'a list'}")
@@ -63,10 +75,102 @@ def set_up_logging(level: str) -> None:
     root.propagate = False
 
 
-@click.command(epilog=EPILOG)
+class _Command(click.Command):
+    """Remembers its arguments, which are read again with the file; and has whatever is wrong be 2 for --check."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        arguments = list(args)  # click takes them away
+        try:
+            context = super().make_context(info_name, args, parent, **extra)
+        except NsagentError as error:
+            if "--check" in arguments and not isinstance(error, UsageError):
+                raise UsageError(error.message, hint=error.hint) from error
+            raise
+        context.obj = arguments
+        return context
+
+
+def _make_settings(flags: Mapping[str, Any]) -> config.AgentConfig:
+    """Return what the flags mean. Raises NsagentError."""
+    for sink in flags["events_to"]:
+        sinks.parse(sink, quantities.parse_bytes)
+    socket_path = config.parse_socket_path(flags["listen"])
+    host, port = ("", 0) if socket_path else config.parse_listen(flags["listen"])
+    textfile = os.path.abspath(flags["textfile"]) if flags["textfile"] else ""
+    if textfile and not os.path.isdir(textfile):
+        raise UsageError(f"--textfile {textfile} is no directory", hint="node_exporter's --collector.textfile.directory has it")
+    return config.AgentConfig(
+        host=host,
+        port=port,
+        state_dir=os.path.abspath(flags["state_dir"]),
+        pin_dir=os.path.abspath(flags["pin_dir"]),
+        cache_dir=os.path.abspath(flags["cache_dir"]),
+        retain_ns=parse_retain(flags["retain"]),
+        contexts=flags["contexts"],
+        ring_bytes=quantities.parse_bytes(flags["ring_size"], "--ring-size"),
+        bpf=not flags["no_bpf"],
+        trace=not flags["no_trace"],
+        ephemeral=flags["ephemeral"],
+        object_dir=os.path.abspath(flags["object_dir"]) if flags["object_dir"] else "",
+        events_to=flags["events_to"],
+        findings_off=flags["finding_off"],
+        rate=flags["rate"],
+        runtimes=() if flags["no_runtimes"] else flags["runtime"],
+        log_level=flags["log_level"],
+        socket_path=socket_path,
+        web_config_file=os.path.abspath(flags["web_config_file"]) if flags["web_config_file"] else "",
+        web_lifecycle=flags["web_enable_lifecycle"],
+        textfile=textfile,
+    )
+
+
+def _again(ctx: click.Context) -> config.AgentConfig:
+    """Read the file anew, under the same flags and variables. Raises NsagentError."""
+    try:
+        with ctx.command.make_context(ctx.info_name, list(ctx.obj), parent=ctx.parent) as context:
+            return _make_settings(context.params)
+    except click.ClickException as error:
+        raise UsageError(" ".join(error.format_message().split())) from error
+
+
+def _check(ctx: click.Context, settings: config.AgentConfig) -> None:
+    """Print the settings as a TOML file has them, and where each that is no default comes from. Raises UsageError."""
+    if settings.web_config_file:
+        try:
+            webconfig.read(settings.web_config_file)
+        except NsagentError as error:
+            raise UsageError(error.message, hint=error.hint) from error
+    click.echo("ok")
+    for parameter in ctx.command.params:
+        name, value = parameter.opts[0].removeprefix("--"), ctx.params.get(str(parameter.name))
+        if name in ("config", "check", "help") or value is None:
+            continue
+        source = ctx.get_parameter_source(str(parameter.name))
+        came = _SOURCES.get(source, "") if source else ""
+        shown = json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
+        click.echo(f"{name} = {shown}" + (f"  # {came}" if came else ""))
+
+
+_SOURCES: Final = {
+    ParameterSource.COMMANDLINE: "flag",
+    ParameterSource.ENVIRONMENT: "variable",
+    ParameterSource.DEFAULT_MAP: "file",
+}
+
+
+@click.command(cls=_Command, epilog=EPILOG)
 @click.option("--config", "config_file", metavar="FILE", is_eager=True, callback=_load_file, show_default=False,
               help="TOML file with these settings.")  # fmt: skip
-@click.option("--listen", default=config.DEFAULT_LISTEN, metavar="ADDR:PORT", help="Address of the HTTP server; port 0 is any.")
+@click.option("--check", is_flag=True, show_default=False, allow_from_autoenv=False,
+              help="Say whether these settings are good, and what they are; start nothing.")  # fmt: skip
+@click.option("--listen", default=config.DEFAULT_LISTEN, metavar="ADDR:PORT|unix:/PATH",
+              help="Where the HTTP server listens; port 0 is any.")  # fmt: skip
+@click.option("--web.config.file", "web_config_file", metavar="FILE",
+              help="TLS, users and headers of the HTTP server, in the format of Prometheus' exporter-toolkit.")  # fmt: skip
+@click.option("--web.enable-lifecycle", "web_enable_lifecycle", is_flag=True, help="Let POST /-/reload do what SIGHUP does.")
+@click.option("--textfile", metavar="DIR", help="Write DIR/nsagent.prom every 15 s, for node_exporter's textfile collector.")
 @click.option("--state-dir", default=jobs.default_state_dir, show_default="/run/nsagent, for users below $XDG_RUNTIME_DIR",
               metavar="DIR", help="Where the socket, agent.json and the job files are.")  # fmt: skip
 @click.option("--pin-dir", default=pins.DEFAULT_PIN_DIR, metavar="DIR", help="Directory on a bpffs that holds the pins.")
@@ -89,38 +193,21 @@ def set_up_logging(level: str) -> None:
 @click.option("--no-runtimes", is_flag=True, help="Ask no container runtime.")
 @click.option("--ephemeral", is_flag=True, help="Remove the BPF programs at the end; they keep counting otherwise.")
 @click.option("--log-level", default="info", type=click.Choice(config.LOG_LEVELS), help="Least severity that is logged.")
-def agent(config_file: str | None, **flags: Any) -> None:
+@click.pass_context
+def agent(ctx: click.Context, /, check: bool, **flags: Any) -> None:
     """Account every namespace and cgroup of this node, and serve the metrics.
 
     Needs root for exact figures. Without it, or on a kernel without BPF, it serves what it can and says what it cannot
     (nsagent_mode_info, nsagent_feature_info; nsagent doctor).
     """
-
-    host, port = config.parse_listen(flags["listen"])
-    for sink in flags["events_to"]:
-        sinks.parse(sink, quantities.parse_bytes)
-    settings = config.AgentConfig(
-        host=host,
-        port=port,
-        state_dir=os.path.abspath(flags["state_dir"]),
-        pin_dir=os.path.abspath(flags["pin_dir"]),
-        cache_dir=os.path.abspath(flags["cache_dir"]),
-        retain_ns=parse_retain(flags["retain"]),
-        contexts=flags["contexts"],
-        ring_bytes=quantities.parse_bytes(flags["ring_size"], "--ring-size"),
-        bpf=not flags["no_bpf"],
-        trace=not flags["no_trace"],
-        ephemeral=flags["ephemeral"],
-        object_dir=os.path.abspath(flags["object_dir"]) if flags["object_dir"] else "",
-        events_to=flags["events_to"],
-        findings_off=flags["finding_off"],
-        rate=flags["rate"],
-        runtimes=() if flags["no_runtimes"] else flags["runtime"],
-    )
-    set_up_logging(flags["log_level"])
+    settings = _make_settings(flags)
+    if check:
+        _check(ctx, settings)
+        return
+    set_up_logging(settings.log_level)
     from nsagent import agent as agents
 
-    agents.run(settings)
+    agents.run(settings, lambda: _again(ctx))
 
 
 command = agent

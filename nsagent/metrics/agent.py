@@ -63,6 +63,16 @@ def _final_reads(sample: NodeSample) -> Each:
     return (((outcome,), count) for outcome, count in sample.final_reads.items())
 
 
+def _reload_success(sample: NodeSample) -> Each:
+    if sample.reload:
+        yield (), int(sample.reload.success)
+
+
+def _reload_time(sample: NodeSample) -> Each:
+    if sample.reload:
+        yield (), sample.reload.time_ns / NS_PER_S
+
+
 def _kernel_memory(sample: NodeSample) -> Each:
     maps = sum(figures.memory_bytes or 0 for figures in sample.maps)
     if sample.files or maps:
@@ -191,6 +201,21 @@ FAMILIES: Final[tuple[Family, ...]] = (
         "the agent, CLOCK_MONOTONIC",
         ("file",),
         each=_backoffs,
+    ),
+    _family(
+        "nsagent_config_last_reload_success",
+        "1 where the configuration was good when it was last read, at the start, by SIGHUP or by POST /-/reload; with 0 the one "
+        "before is in force.",
+        "the agent",
+        (),
+        _reload_success,
+    ),
+    _family(
+        "nsagent_config_last_reload_success_timestamp_seconds",
+        "When the configuration in force was read, since the epoch.",
+        "the agent, CLOCK_REALTIME",
+        (),
+        _reload_time,
     ),
     Family(
         SCRAPE_SAMPLES,

@@ -51,25 +51,27 @@ class Encoder:
         self._lock = threading.Lock()
         self._missing: frozenset[str] | None = None
         self._tables: dict[tuple[Scope, bool], Table[Any]] = {}
-        self._last: tuple[NodeSample, dict[bool, tuple[bytes, ...]]] | None = None
+        self._last: tuple[NodeSample, dict[tuple[bool, bool], tuple[bytes, ...]]] | None = None
 
     def encode(self, sample: NodeSample, openmetrics: bool = False) -> bytes:
         """Return the exposition in one piece, which nobody shares."""
         return b"".join(self.chunks(sample, openmetrics))
 
-    def chunks(self, sample: NodeSample, openmetrics: bool = False) -> tuple[bytes, ...]:
+    def chunks(self, sample: NodeSample, openmetrics: bool = False, *, process: bool = True) -> tuple[bytes, ...]:
         """Return the exposition in pieces. Safe from any thread; that of the last sample is returned again.
 
         In pieces, because a big node's has 25 MB: both formats and the next scrape share the pieces that are the same.
+        Without `process` it has the families of the catalogue alone.
         """
         with self._lock:
             if self._last is None or self._last[0] is not sample:
                 self._last = None  # what has changed is let go before it is made anew
                 self._update(sample)
                 self._last = (sample, {})
-            if openmetrics not in self._last[1]:
-                self._last[1][openmetrics] = tuple(self._write(sample, openmetrics))
-            return self._last[1][openmetrics]
+            form = (openmetrics, process)
+            if form not in self._last[1]:
+                self._last[1][form] = tuple(self._write(sample, openmetrics, self._process if process else None))
+            return self._last[1][form]
 
     def _update(self, sample: NodeSample) -> None:
         if sample.missing != self._missing:
@@ -83,7 +85,7 @@ class Encoder:
         parts = CgroupStats._fields if scope is Scope.CGROUP else ()
         return Table(families, parts, _prefix, self._missing or frozenset())
 
-    def _write(self, sample: NodeSample, openmetrics: bool) -> Iterable[bytes]:
+    def _write(self, sample: NodeSample, openmetrics: bool, write_process: Callable[[bool], bytes] | None) -> Iterable[bytes]:
         samples = 0
         for family in self._families:
             if family.scope is Scope.NODE:
@@ -97,7 +99,7 @@ class Encoder:
             if any(pieces):
                 yield header(family, openmetrics).encode()
                 yield from filter(None, pieces)
-        process = self._process(openmetrics) if self._process else b""
+        process = write_process(openmetrics) if write_process else b""
         if self._samples:
             samples += 1 + sum(not line.startswith(b"#") for line in process.splitlines())
             yield f"{header(self._samples, openmetrics)}{SCRAPE_SAMPLES} {samples}\n".encode()

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nsagent import config
-from nsagent.cli.agent import parse_retain
+from nsagent.cli.agent import agent, parse_retain
 from nsagent.config import AgentConfig
 from nsagent.errors import AccessError, ParseError, UsageError
+from tests.support import run_nsagent
 
 GOOD = AgentConfig("127.0.0.1", 0, "/run/nsagent", "/sys/fs/bpf/nsagent", "/var/cache/nsagent", 120 * 10**9)
 
@@ -91,3 +93,79 @@ def test_cache_dir(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/home/u")
     assert config.default_cache_dir() == "/home/u/.cache/nsagent"
+
+
+def test_dotted_keys_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "agent.toml"
+    known = frozenset({"rate", "web.config.file", "web.enable-lifecycle"})
+    path.write_text('rate = 1\nweb.config.file = "/w.yml"\n[web]\nenable-lifecycle = true\n'.replace("[web]\n", "web."))
+    assert config.read_file(str(path), known) == {"rate": 1, "web.config.file": "/w.yml", "web.enable-lifecycle": True}
+    path.write_text('[web]\nconfig = { file = "/w.yml" }\n')
+    assert config.read_file(str(path), known) == {"web.config.file": "/w.yml"}
+    path.write_text("web.config.fil = 1\n")
+    with pytest.raises(UsageError, match=r"no setting is called 'web.config.fil'"):
+        config.read_file(str(path), known)
+
+
+@pytest.mark.parametrize(
+    ("text", "path"), [("unix:/run/a b.sock", "/run/a b.sock"), ("127.0.0.1:1", ""), ("[::1]:1", ""), ("unix:80", ""), ("", "")]
+)
+def test_socket_path(text: str, path: str) -> None:
+    assert config.parse_socket_path(text) == path
+
+
+@pytest.mark.parametrize("text", ["unix:relative", "unix:", "unix:/a\0b"])
+def test_socket_path_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="not absolute"):
+        config.parse_socket_path(text)
+
+
+def test_a_socket_path_that_is_too_long() -> None:
+    with pytest.raises(UsageError, match="is too long"):
+        dataclasses.replace(GOOD, socket_path="/" + "x" * 107)
+
+
+def test_every_setting_has_the_name_of_its_flag() -> None:
+    flags = {option.removeprefix("--") for parameter in agent.params for option in parameter.opts}
+    for field in dataclasses.fields(AgentConfig):
+        assert config.FLAGS.get(field.name, field.name) in flags
+
+
+def check(*flags: str) -> tuple[int, str, str]:
+    """Return the exit code of `nsagent agent --check`, standard output and error."""
+    done = run_nsagent("agent", "--check", *flags, env={"NSAGENT_AGENT_RATE": "7"})
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_check_says_what_it_would_be_and_starts_nothing(tmp_path: Path) -> None:
+    file, state = tmp_path / "agent.toml", tmp_path / "state"
+    file.write_text('retain = "5m"\nfinding-off = ["orphan"]\nlisten = "nonsense"\n')
+    flags = ("--config", str(file), "--state-dir", str(state), "--pin-dir", "/sys/fs/bpf/nsagent-test-none")
+    code, output, errors = check(*flags, "--listen", ":0")
+    assert (code, errors) == (0, "")
+    first, *lines = output.splitlines()
+    assert first == "ok"
+    assert {'retain = "5m"  # file', 'listen = ":0"  # flag', "rate = 7  # variable", "ephemeral = false"} <= set(lines)
+    assert tomllib.loads("\n".join(lines))["finding-off"] == ["orphan"]
+    again = tmp_path / "again.toml"
+    again.write_text("\n".join(lines))
+    assert check("--config", str(again))[0] == 0, "what it prints is a file it takes"
+    assert not state.exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "error"),
+    [
+        (["--listen", "nonsense"], "is not an address"),
+        (["--config", "/nonexistent.toml"], "cannot read /nonexistent.toml"),
+        (["--web.config.file", "/nonexistent.yml"], "cannot read /nonexistent.yml"),
+        (["--textfile", "/nonexistent"], "is no directory"),
+        (["--finding-off", "x"], "x"),
+        (["--events-to", "syslog"], "is no sink"),
+        (["--contexts", "1"], "out of range"),
+    ],
+)
+def test_check_finds_what_is_wrong(flags: list[str], error: str) -> None:
+    code, output, errors = check(*flags)
+    assert (code, output) == (2, "")
+    assert error in errors.splitlines()[0]

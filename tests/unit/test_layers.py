@@ -16,15 +16,15 @@ from tests.support import ROOT, nsagent_argv, require_root
 PACKAGE = ROOT / "nsagent"
 LAYERS = (  # from the bottom; a line may import what is above it here, and none of its neighbours
     {"libc", "errors"},
-    {"kernel", "procfs", "namespaces", "config"},
-    {"usage", "events", "cgroups", "jobs", "inventory", "records"},
+    {"kernel", "procfs", "namespaces", "config", "http1", "listen", "basicauth"},
+    {"usage", "events", "cgroups", "jobs", "inventory", "records", "webconfig"},
     {"procusage", "history", "findings", "sinks", "origins", "nsfigures", "conservation"},
     {"identity"},
     {"cri"},
     {"runtimes"},
     {"sample"},
     {"metrics"},
-    {"serve", "control", "doctor", "launch", "watch", "patrol"},
+    {"serve", "control", "doctor", "launch", "watch", "patrol", "reload", "textfile"},
     {"agent"},
     {"cli"},
 )
@@ -140,3 +140,13 @@ def test_a_real_run_imports_nothing_heavy() -> None:
     loaded = {line.rsplit("|", 1)[1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
     assert "nsagent.launch" in loaded
     assert heavy(loaded) == set()
+
+
+def test_an_agent_without_tls_and_users_imports_nothing_for_them(tmp_path: Path) -> None:
+    """ssl comes with prometheus_client at the first scrape, as long as that writes process_*."""
+    empty = tmp_path / "web.yml"
+    empty.write_text("http_server_config: {http2: false}\n")
+    loaded = modules_after(f"from nsagent import agent, webconfig; webconfig.read({str(empty)!r})")
+    assert {"nsagent.webconfig", "yaml"} <= loaded
+    assert {"ssl", "bcrypt"} & loaded == set()
+    assert "yaml" not in modules_after("from nsagent import agent")

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from nsagent import serve
+from nsagent import listen, serve
 from nsagent.errors import NsagentError, UsageError
 from nsagent.metrics import encode
 from nsagent.serve import Server
@@ -25,7 +25,7 @@ class Running:
     def __init__(self, host: str) -> None:
         self.ready = True
         self.fail = False
-        self.server = Server(serve.bind(host, 0), self.scrape, lambda: self.ready)
+        self.server = Server(listen.bind(host, 0), self.scrape, lambda: self.ready)
         self.host, self.port = self.server.address.rpartition(":")[0].strip("[]"), int(self.server.address.rpartition(":")[2])
         self.server.start()
 
@@ -162,7 +162,7 @@ def test_addresses(host: str) -> None:
 
 def test_a_port_in_use_is_one_clear_error(running: Running) -> None:
     with pytest.raises(NsagentError, match=rf"cannot listen on 127.0.0.1:{running.port}: the port is in use") as raised:
-        serve.bind("127.0.0.1", running.port)
+        listen.bind("127.0.0.1", running.port)
     assert "--listen" in raised.value.hint
     assert str(running.port) in raised.value.hint
 
@@ -170,18 +170,18 @@ def test_a_port_in_use_is_one_clear_error(running: Running) -> None:
 @pytest.mark.parametrize("host", ["192.0.2.1", "no.such.host.invalid"])
 def test_an_address_of_no_interface_is_the_users_mistake(host: str) -> None:
     with pytest.raises(UsageError, match="cannot listen on"):
-        serve.bind(host, 0)
+        listen.bind(host, 0)
 
 
 def test_close_frees_the_port(running: Running) -> None:
     running.server.close()
-    with serve.bind("127.0.0.1", running.port) as again:
+    with listen.bind("127.0.0.1", running.port) as again:
         again.listen()
 
 
 def test_slow_clients_share_the_bytes_of_one_sample() -> None:
     body, clients = b"metric 1\n" * 1_500_000, 12  # more than the two sockets' buffers take
-    server = Server(serve.bind("127.0.0.1", 0), lambda openmetrics: (body,), lambda: True)
+    server = Server(listen.bind("127.0.0.1", 0), lambda openmetrics: (body,), lambda: True)
     server.start()
     tracemalloc.start()
     try:
