@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
-from nsagent import __version__, listen, namespaces, serve, webconfig
+from nsagent import __version__, namespaces
 from nsagent.cgroups.ends import Ended, Ends
 from nsagent.cgroups.layout import Layout, read_layout
 from nsagent.cgroups.reader import Reader
@@ -62,7 +62,10 @@ from nsagent.sinks import Sink, parse
 from nsagent.textfile import Textfile
 from nsagent.usage import KernelUsage
 from nsagent.watch import TICK_S, Watch
-from nsagent.webconfig import WebConfig
+from nsagent.web import config as webconfig
+from nsagent.web import listen
+from nsagent.web.config import WebConfig
+from nsagent.web.server import Server
 
 if TYPE_CHECKING:
     from nsagent.procusage import ProcfsUsage
@@ -308,6 +311,7 @@ class Node:
 
     def _retain(self, retain_ns: int) -> None:
         self.sampler.retain(retain_ns)
+        self.runtimes.retain(retain_ns / 1e9)
         self._usage.retain_s = retain_ns / 1e9
 
     def _figures(self) -> NodeFigures:
@@ -518,7 +522,7 @@ def _run(config: AgentConfig, read: Callable[[], AgentConfig], stack: contextlib
     reloader = Reloader(config, read, node.settings(), FLAGS, lambda: _read_web(config, web))
     node.sampler.reload = lambda: reloader.outcome
     reload = reloader.reload if config.web_lifecycle else None
-    server = serve.Server(listener, scrape, lambda: not stopping.is_set(), web=web, reload=reload)
+    server = Server(listener, scrape, lambda: not stopping.is_set(), web=web, reload=reload)
     facts = {
         "pid": os.getpid(),
         "version": __version__,

@@ -114,7 +114,7 @@ class Runtime:
         self.names: Mapping[str, Names] = MappingProxyType({})  # replaced, never changed
         self._path = path
         self._read = read_pods if os.path.basename(path).startswith(_CRI) else read_containers
-        self._retain_s, self._deadline_s, self._interval_s = retain_s, deadline_s, interval_s
+        self.retain_s, self._deadline_s, self._interval_s = retain_s, deadline_s, interval_s
         self._seen: dict[str, float] = {}  # when it was last listed, monotonic
         self._failure = ""
         self._asked = threading.Event()
@@ -149,7 +149,7 @@ class Runtime:
         self._failure = ""
         now = time.monotonic()
         self._seen |= dict.fromkeys(found, now)
-        self._seen = {key: when for key, when in self._seen.items() if when >= now - self._retain_s}
+        self._seen = {key: when for key, when in self._seen.items() if when >= now - self.retain_s}
         names = {key: found.get(key) or self.names[key] for key in self._seen}
         if names != self.names:
             self.names = MappingProxyType(names)
@@ -181,6 +181,11 @@ class Runtimes:
         """Ask no more."""
         for runtime in self._runtimes:
             runtime.close()
+
+    def retain(self, seconds: float) -> None:
+        """Keep the names of what is not listed any more for so long."""
+        for runtime in self._runtimes:
+            runtime.retain_s = seconds
 
     def names(self) -> Mapping[str, Names]:
         """Return the names by container id and pod uid: the same object until one changes. Never blocks; for one thread."""

@@ -13,11 +13,12 @@ from typing import Any, Final
 import click
 from click.core import ParameterSource
 
-from nsagent import config, jobs, sinks, webconfig
+from nsagent import config, jobs, sinks
 from nsagent.errors import NsagentError, UsageError
 from nsagent.findings import RULES
 from nsagent.kernel import pins
 from nsagent.launch import quantities
+from nsagent.web import config as webconfig
 
 EPILOG = """\
 Examples:

@@ -16,15 +16,15 @@ from tests.support import ROOT, nsagent_argv, require_root
 PACKAGE = ROOT / "nsagent"
 LAYERS = (  # from the bottom; a line may import what is above it here, and none of its neighbours
     {"libc", "errors"},
-    {"kernel", "procfs", "namespaces", "config", "http1", "listen", "basicauth"},
-    {"usage", "events", "cgroups", "jobs", "inventory", "records", "webconfig"},
+    {"kernel", "procfs", "namespaces", "config"},
+    {"usage", "events", "cgroups", "jobs", "inventory", "records"},
     {"procusage", "history", "findings", "sinks", "origins", "nsfigures", "conservation"},
     {"identity"},
     {"cri"},
     {"runtimes"},
     {"sample"},
     {"metrics"},
-    {"serve", "control", "doctor", "launch", "watch", "patrol", "reload", "textfile"},
+    {"web", "control", "doctor", "launch", "watch", "patrol", "reload", "textfile"},
     {"agent"},
     {"cli"},
 )
@@ -88,7 +88,7 @@ def test_imports_go_down(path: Path) -> None:
     [
         ("nsagent.usage", "from nsagent.metrics import encode", "imports metrics"),
         ("nsagent.usage", "def f():\n    from nsagent import events", "imports events"),
-        ("nsagent.serve", "import nsagent.config", "config is for"),
+        ("nsagent.web.server", "import nsagent.config", "config is for"),
         ("nsagent.launch.child", "from nsagent import usage", "would start slower"),
         ("nsagent.sample", "from nsagent import helpers", "in no layer"),
     ],
@@ -146,7 +146,7 @@ def test_an_agent_without_tls_and_users_imports_nothing_for_them(tmp_path: Path)
     """ssl comes with prometheus_client at the first scrape, as long as that writes process_*."""
     empty = tmp_path / "web.yml"
     empty.write_text("http_server_config: {http2: false}\n")
-    loaded = modules_after(f"from nsagent import agent, webconfig; webconfig.read({str(empty)!r})")
-    assert {"nsagent.webconfig", "yaml"} <= loaded
+    loaded = modules_after(f"from nsagent import agent; from nsagent.web import config; config.read({str(empty)!r})")
+    assert {"nsagent.web.config", "yaml"} <= loaded
     assert {"ssl", "bcrypt"} & loaded == set()
     assert "yaml" not in modules_after("from nsagent import agent")

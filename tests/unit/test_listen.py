@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from nsagent import listen
 from nsagent.errors import NsagentError, UsageError
+from nsagent.web import listen
 
 
 def test_its_mode_address_and_end(tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from nsagent import listen, serve
 from nsagent.errors import NsagentError, UsageError
 from nsagent.metrics import encode
-from nsagent.serve import Server
+from nsagent.web import listen, server
+from nsagent.web.server import Server
 from tests.support import wait_for
 
 
@@ -120,7 +120,7 @@ def test_a_bug_costs_one_answer(running: Running) -> None:
 
 
 def test_slow_clients_hold_nobody_up(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve, "_HEADER_SECONDS", 0.3)
+    monkeypatch.setattr(server, "_HEADER_SECONDS", 0.3)
     with contextlib.ExitStack() as stack:
         slow = [stack.enter_context(running.connect()) for _ in range(20)]
         for client in slow:
@@ -132,14 +132,14 @@ def test_slow_clients_hold_nobody_up(running: Running, monkeypatch: pytest.Monke
 
 def test_too_many_connections_are_told_so_and_room_comes_back(running: Running) -> None:
     with contextlib.ExitStack() as stack:
-        clients = [stack.enter_context(running.connect()) for _ in range(serve._CONNECTIONS)]
+        clients = [stack.enter_context(running.connect()) for _ in range(server._CONNECTIONS)]
         wait_for(lambda: running.say(b"").startswith(b"HTTP/1.1 503 "))
-        assert len(clients) == serve._CONNECTIONS
+        assert len(clients) == server._CONNECTIONS
     wait_for(lambda: b"200 OK" in running.say(b"GET / HTTP/1.1\r\n\r\n"))
 
 
 def test_a_client_that_never_reads_is_given_up(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve, "_ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(server, "_ANSWER_SECONDS", 0.2)
     monkeypatch.setattr(running.server, "_scrape", lambda openmetrics: (b"x" * 25_000_000,) * 2)
     with running.connect() as client:
         client.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")

@@ -14,10 +14,11 @@ from pathlib import Path
 import bcrypt
 import pytest
 
-from nsagent import listen, serve
 from nsagent.errors import UsageError
-from nsagent.serve import Server
-from nsagent.webconfig import WebConfig
+from nsagent.web import listen, server
+from nsagent.web.config import WebConfig
+from nsagent.web.exposition import Exposition
+from nsagent.web.server import Server
 from tests.certificates import Authority
 from tests.support import wait_for
 
@@ -191,11 +192,11 @@ def test_a_timeout_that_is_none_is_not_heeded(value: str) -> None:
 def test_the_timeout_less_a_little(monkeypatch: pytest.MonkeyPatch) -> None:
     ends: list[float | None] = []
 
-    def get(_: serve.Exposition, end: float | None) -> tuple[bytes, ...]:
+    def get(_: Exposition, end: float | None) -> tuple[bytes, ...]:
         ends.append(end)
         return ()
 
-    monkeypatch.setattr(serve.Exposition, "get", get)
+    monkeypatch.setattr(Exposition, "get", get)
     with running() as one:
         for value in ("10", "1", "x"):
             one.ask(X_Prometheus_Scrape_Timeout_Seconds=value)
@@ -287,7 +288,7 @@ def test_an_old_protocol_is_refused(authority: Authority) -> None:
 
 
 def test_handshakes_that_stall_hold_nobody_up(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve, "_HEADER_SECONDS", 1.0)
+    monkeypatch.setattr(server, "_HEADER_SECONDS", 1.0)
     with running(web(authority, TLS)) as one, contextlib.ExitStack() as stack:
         silent = [stack.enter_context(one.connect()) for _ in range(10)]
         half = [stack.enter_context(one.connect()) for _ in range(10)]
@@ -305,7 +306,7 @@ def test_handshakes_that_stall_hold_nobody_up(authority: Authority, monkeypatch:
 
 
 def test_a_slow_header_over_tls_is_given_up(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve, "_HEADER_SECONDS", 1.0)
+    monkeypatch.setattr(server, "_HEADER_SECONDS", 1.0)
     with (
         running(web(authority, TLS)) as one,
         one.connect() as client,
@@ -316,7 +317,7 @@ def test_a_slow_header_over_tls_is_given_up(authority: Authority, monkeypatch: p
 
 
 def test_who_never_reads_over_tls_is_given_up(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve, "_ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(server, "_ANSWER_SECONDS", 0.3)
     with running(web(authority, TLS)) as one, one.connect() as client:
         one.body = b"x" * 25_000_000
         with trusting(authority).wrap_socket(client, server_hostname="127.0.0.1") as secured:

@@ -12,10 +12,11 @@ from pathlib import Path
 import bcrypt
 import pytest
 
-from nsagent import basicauth, webconfig
-from nsagent.basicauth import Users
 from nsagent.errors import AccessError, NsagentError, ParseError, UnsupportedError, UsageError
-from nsagent.webconfig import WebConfig
+from nsagent.web import auth, tls
+from nsagent.web import config as webconfig
+from nsagent.web.auth import Users
+from nsagent.web.config import WebConfig
 from tests.certificates import Authority
 
 HASH = bcrypt.hashpw(b"secret", bcrypt.gensalt(4)).decode()
@@ -67,7 +68,7 @@ def test_all_that_is_taken(authority: Authority) -> None:
 def test_every_cipher_suite_of_go_that_is_taken_is_openssls() -> None:
     kinds = ("AES_128_GCM_SHA256", "AES_256_GCM_SHA384", "AES_128_CBC_SHA", "AES_256_CBC_SHA", "CHACHA20_POLY1305_SHA256")
     suites = [f"TLS_ECDHE_{key}_WITH_{kind}" for key in ("RSA", "ECDSA") for kind in kinds]
-    for name in webconfig._ciphers(suites, ""):
+    for name in tls._ciphers(suites, ""):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.set_ciphers(name)
         assert name in {cipher["name"] for cipher in context.get_ciphers()}
@@ -184,9 +185,9 @@ def test_a_long_password_is_cut_as_bcrypt_does() -> None:
     "header", ["", "Basic", "Basic !!!", "Bearer YTpi", "Basic YQ==", "Basic /zph", "Digest x", "Basic YTpi YTpi"]
 )
 def test_no_credentials(header: str) -> None:
-    assert basicauth.parse_basic(header) is None
+    assert auth.parse_basic(header) is None
 
 
 def test_credentials() -> None:
-    assert basicauth.parse_basic(basic("alice", "a:b")) == ("alice", b"a:b")
-    assert basicauth.parse_basic("bASIC YTo=") == ("a", b"")
+    assert auth.parse_basic(basic("alice", "a:b")) == ("alice", b"a:b")
+    assert auth.parse_basic("bASIC YTo=") == ("a", b"")

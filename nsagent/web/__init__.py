@@ -1,0 +1,1 @@
+"""The HTTP server: who may ask, how it is answered, and TLS."""
