@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from nsagent.agent import Process
 from nsagent.cgroups.stats import CgroupStats, CpuStats, IoDevice, IoStats, MemoryStats
 from nsagent.metrics import catalogue, encode, text
 from nsagent.metrics.encode import Encoder
 from nsagent.metrics.family import Family, Scope
+from nsagent.metrics.process import Process
 from nsagent.namespaces import NamespaceId, NamespaceKind
 from nsagent.sample import NodeSample
 from nsagent.usage import Usage

@@ -25,11 +25,12 @@ LAYERS = (  # from the bottom; a line may import what is above it here, and none
     {"sample"},
     {"metrics"},
     {"web", "control", "doctor", "launch", "watch", "patrol", "reload", "textfile"},
+    {"node"},
     {"agent"},
     {"cli"},
 )
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
-ONLY_FOR = {"config": {"agent", "cli"}}
+ONLY_FOR = {"config": {"node", "agent", "cli"}}
 LAUNCH_USES = {"launch", "cgroups", "namespaces", "jobs", "libc", "errors"}
 HEAVY = {"prometheus_client", "psutil", "asyncio", "http", "bcc", "logging.handlers", "email", "multiprocessing", "ssl"}
 MODULES = sorted(PACKAGE.rglob("*.py"))

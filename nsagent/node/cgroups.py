@@ -1,0 +1,85 @@
+"""The cgroups of a node for its sampler: which there are, what their files say, and how they ended."""
+
+from __future__ import annotations
+
+import logging
+
+from nsagent.cgroups.ends import Ended, Ends
+from nsagent.cgroups.layout import Layout
+from nsagent.cgroups.reader import Reader
+from nsagent.cgroups.stats import CgroupStats
+from nsagent.cgroups.tree import Tree
+from nsagent.history import History
+from nsagent.kernel.lane import CgroupLane
+from nsagent.sample import FileFigures
+
+log = logging.getLogger(__name__)
+
+
+class NodeCgroups:
+    """The cgroups of a layout as sample.CgroupSource."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._tree = Tree(layout, retain=0, watched=True)  # the sampler keeps what ended
+        self._reader = Reader(layout)
+        self._lane: CgroupLane | None = None
+        self._accounting = layout.accounting[1].key
+        self._ended: dict[str, Ended] = {}
+        self.ends: Ends | None = None  # where the kernel tells of births and ends
+
+    def read(self) -> dict[str, CgroupStats]:
+        """Look which cgroups there are, and read their files."""
+        if self.ends:
+            self.ends.drain()
+        self._tree.scan()
+        unwalked = len(self._reader.unwalked)
+        found = self._reader.read_all(self._tree)
+        for hierarchy, reason in list(self._reader.unwalked.items())[unwalked:]:
+            log.warning("event=no_fast_lane hierarchy=%s reason=%s", hierarchy, reason)
+        if self.ends:
+            self._ended |= self.ends.settle(self._tree.cgroups, found)
+        return found
+
+    def files(self) -> FileFigures:
+        """Return how the files of the last `read` fared."""
+        return FileFigures(self._reader.kernel_memory_bytes, dict(self._reader.backoffs))
+
+    def ended(self) -> dict[str, Ended]:
+        """Return the last values of what had ended by the last `read`, once."""
+        ended, self._ended = self._ended, {}
+        return ended
+
+    def use(self, lane: CgroupLane | None) -> None:
+        """Read by walks of a hierarchy what they know."""
+        self._reader.lane = self._lane = lane
+
+    def close(self) -> None:
+        """Close what watches the hierarchies, the files, and the walks."""
+        if self._lane:
+            self._lane.close()
+        self._tree.close()
+        self._reader.close()
+
+    def path_of(self, accounting_id: int) -> str | None:
+        """Return the path of a cgroup by its id in the accounting hierarchy, as of the last walk, or as it was made."""
+        return self._tree.path_of(accounting_id) or (self.ends.path_of(accounting_id) if self.ends else None)
+
+    def accounting_ids(self) -> dict[str, int]:
+        """Return the ids in the accounting hierarchy as of the last walk, by path."""
+        key = self._accounting
+        return {path: cgroup.ids[key] for path, cgroup in self._tree.cgroups.items() if key in cgroup.ids}
+
+
+class NodeEnds:
+    """The births and ends of a node's cgroups as sample.CgroupEnds; their counts go on when the agent ends."""
+
+    def __init__(self, cgroups: NodeCgroups, ends: Ends, history: History) -> None:
+        self.ended, self.born, self.created = cgroups.ended, ends.born, ends.created
+        self._ends = ends
+        self._history = history
+        self._before = {outcome: history.counts.values[f"end {outcome}"] for outcome in ends.final_reads()}
+
+    def final_reads(self) -> dict[str, int]:
+        """Return how the ends were, by outcome."""
+        rise, before = self._history.counts.rise, self._before
+        return {outcome: rise(f"end {outcome}", before[outcome] + n) for outcome, n in self._ends.final_reads().items()}
