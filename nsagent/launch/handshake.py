@@ -22,6 +22,7 @@ bytes; one write of at most PIPE_BUF bytes, hence never torn between writers (pi
 
 from __future__ import annotations
 
+import os
 import struct
 from typing import Final, NamedTuple
 
@@ -64,6 +65,24 @@ def encode(message: Message) -> bytes:
             raw = path.encode("utf-8", "surrogateescape")[:_PATH_MAX]
             body = b"\0".join((b"F" + stage.encode(), call.encode(), b"%d" % errno, raw))
     return _LENGTH.pack(len(body)) + body
+
+
+def send(channel: int, message: Message) -> None:
+    """Write one message to the launcher; where it is gone, nobody is told."""
+    try:
+        os.write(channel, encode(message))
+    except OSError:
+        pass
+
+
+class Step:
+    """Where the child is: what a failure is reported with."""
+
+    def __init__(self) -> None:
+        self.stage = self.call = self.path = ""
+
+    def __call__(self, stage: str, call: str, path: str = "") -> None:
+        self.stage, self.call, self.path = stage, call, path
 
 
 class Decoder:

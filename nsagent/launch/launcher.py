@@ -23,9 +23,10 @@ from nsagent.launch import child, idmaps, measure
 from nsagent.launch.clone import clone3
 from nsagent.launch.handshake import RELEASE
 from nsagent.launch.orphans import Orphans
+from nsagent.launch.prepare import child_plan
 from nsagent.launch.report import JobUsage, NamespaceRef, RunResult, judge, to_dict
 from nsagent.launch.signals import Inbox, Terminal
-from nsagent.launch.spec import DEFAULT_PATH, RunSpec
+from nsagent.launch.spec import RunSpec
 from nsagent.launch.supervise import Ending, Supervisor, failure_error
 from nsagent.namespaces import NamespaceKind
 
@@ -194,7 +195,14 @@ class _Launch:
         spec = self._spec
         channel, channel_child = os.pipe()
         release_child, release = os.pipe()
-        plan = self._plan(channel_child, release_child, (channel, release, self._inbox.fd, self._job.fd))
+        plan = child_plan(
+            spec,
+            channel=channel_child,
+            release=release_child,
+            parents=(channel, release, self._inbox.fd, self._job.fd),
+            tasks=tuple(self._group.attach_fds()) if self._group else (),
+            ignored=self._inbox.ignored,
+        )
         started = time.monotonic_ns()
         try:
             pid, pidfd = _clone(spec, self._group.v2_fd if self._group else None)
@@ -233,30 +241,6 @@ class _Launch:
             _, status, rusage = os.wait4(pid, 0)
             _close([channel, release, pidfd])
         return ending, status, wall_ns, measure.waited_usage(rusage, io)
-
-    def _plan(self, channel: int, release: int, parents: tuple[int, ...]) -> child.ChildPlan:
-        spec = self._spec
-        environment = spec.environment(os.environ)
-        search = environment.get("PATH", DEFAULT_PATH)
-        return child.ChildPlan(
-            argv=tuple(map(os.fsencode, spec.argv)),
-            environment={os.fsencode(key): os.fsencode(value) for key, value in environment.items()},
-            search_path=tuple(map(os.fsencode, search.split(":"))),
-            channel=channel,
-            release=release,
-            parents=parents,
-            tasks=tuple(self._group.attach_fds()) if self._group else (),
-            new_cgroup_namespace=NamespaceKind.CGROUP in spec.isolate,
-            private_mounts=NamespaceKind.MNT in spec.isolate,
-            mount_proc=spec.new_proc,
-            loopback=NamespaceKind.NET in spec.isolate,
-            hostname=spec.hostname,
-            workdir=spec.workdir,
-            become_root=NamespaceKind.USER in spec.isolate,
-            drop_groups=NamespaceKind.USER in spec.isolate and os.geteuid() == 0,
-            init=spec.init,
-            ignored=self._inbox.ignored,
-        )
 
     def _register(self, pid: int) -> None:
         try:

@@ -1,0 +1,46 @@
+"""The last stage of the child: signals as a new program expects them, and execve of CMD."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import NamedTuple, NoReturn
+
+from nsagent.launch.descriptors import close_on_exec_from
+from nsagent.launch.handshake import Step
+
+
+class Command(NamedTuple):
+    """What is executed, and with what."""
+
+    argv: tuple[bytes, ...]
+    environment: dict[bytes, bytes]
+    search_path: tuple[bytes, ...]  # directories tried for a command without a slash
+    ignored: frozenset[int] = frozenset()  # signals the caller had ignored (nohup, `&`), and so has CMD
+
+
+def execute(command: Command, step: Step) -> NoReturn:
+    """Become CMD. Raises OSError as execve(2) does; of a search, as execvp(3) does."""
+    program = command.argv[0]
+    step("exec", "execve", os.fsdecode(program))
+    close_on_exec_from(3)
+    _reset_signals(command.ignored)
+    if b"/" in program:
+        os.execve(program, command.argv, command.environment)
+    denied: OSError | None = None
+    for directory in command.search_path:
+        try:
+            os.execve(os.path.join(directory, program), command.argv, command.environment)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except PermissionError as exc:  # execvp(3): a later directory may have one that may be run
+            denied = exc
+    raise denied or FileNotFoundError(2, "not found in PATH")
+
+
+def _reset_signals(ignored: frozenset[int]) -> None:
+    """Give CMD what execve(2) would otherwise pass on of ours: blocked signals, and those the interpreter ignores."""
+    for number in range(1, signal.NSIG):
+        if number not in (signal.SIGKILL, signal.SIGSTOP, 32, 33):  # 32 and 33 belong to libc
+            signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
