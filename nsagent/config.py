@@ -40,6 +40,9 @@ FLAGS: Final = {  # what each field of AgentConfig is called where people see it
     "runtimes": "runtime",
     "web_config_file": "web.config.file",
     "web_lifecycle": "web.enable-lifecycle",
+    "cgroup_include": "cgroup-include",
+    "cgroup_exclude": "cgroup-exclude",
+    "max_depth": "max-depth",
     **{name: name.replace("_", "-") for name in ("state_dir", "pin_dir", "cache_dir", "object_dir", "events_to", "log_level")},
 }
 
@@ -73,6 +76,9 @@ class AgentConfig:
     web_config_file: str = ""
     web_lifecycle: bool = False
     textfile: str = ""  # a directory
+    cgroup_include: tuple[str, ...] = ()  # as nsagent.cgroups.selection takes them
+    cgroup_exclude: tuple[str, ...] = ()
+    max_depth: int | None = None
 
     def __post_init__(self) -> None:
         """Raise UsageError for what makes no sense."""
@@ -85,6 +91,8 @@ class AgentConfig:
             )
         if self.rate < 0:
             raise UsageError("--rate cannot be negative", hint="0 is no limit")
+        if self.max_depth is not None and self.max_depth < 0:
+            raise UsageError("--max-depth cannot be negative", hint="0 is the root alone, 1 what stands directly below it too")
         if self.retain_ns < 0:
             raise UsageError("--retain cannot be negative")
         for path in self.runtimes:

@@ -15,9 +15,11 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
 from nsagent.cgroups.ends import Ended
+from nsagent.cgroups.selection import Selection
 from nsagent.cgroups.stats import CgroupStats
 from nsagent.conservation import Conservation
 from nsagent.errors import NsagentError
@@ -57,10 +59,12 @@ class MapFigures(NamedTuple):
 
 
 class FileFigures(NamedTuple):
-    """Of the files that are read: kernel memory of the descriptors kept, bytes; how often each file was too slow."""
+    """Of the files that are read: kernel memory of the descriptors kept, bytes; how often each file was too slow; how many
+    cgroups there were so far whose files are not read, by reason."""
 
     kernel_memory_bytes: int
     backoffs: Mapping[str, int]
+    skipped: Mapping[str, int] = MappingProxyType({})
 
 
 class Reload(NamedTuple):
@@ -116,8 +120,8 @@ class NodeSample:
 class CgroupSource(Protocol):
     """The cgroups of the node and what the kernel's files say of each."""
 
-    def read(self) -> dict[str, CgroupStats]:
-        """Look which cgroups there are, and read them, by path."""
+    def read(self, selection: Selection) -> dict[str, CgroupStats]:
+        """Look which cgroups there are, and read those that are selected, by path."""
         ...
 
     def files(self) -> FileFigures:
@@ -125,7 +129,7 @@ class CgroupSource(Protocol):
         ...
 
     def accounting_ids(self) -> dict[str, int]:
-        """Return the ids of the cgroups, as of the last `read`, in the hierarchy whose cgroups are charged, by path."""
+        """Return the ids of all cgroups, as of the last `read`, in the hierarchy whose cgroups are charged, by path."""
         ...
 
 
@@ -211,6 +215,10 @@ class Retained(Generic[K, T]):
     def end(self, key: K, value: T, now_ns: int) -> None:
         """Take in the last value of what has ended, whether it was ever seen or not; before `update`."""
         self._seen[key] = (now_ns, value)
+
+    def only(self, wanted: Callable[[K], bool]) -> None:
+        """Forget all else, as if it had never been."""
+        self._seen = {key: value for key, value in self._seen.items() if wanted(key)}
 
     def update(self, current: Mapping[K, T], now_ns: int) -> tuple[dict[K, T], dict[K, T]]:
         """Return what lives, and what ended at most `retain_ns` ago. What lives again under its key has not ended."""
@@ -330,8 +338,8 @@ def _boot_id() -> str:
 
 
 class Sampler:
-    """Takes samples: one at a time, shared by those who wait. All but `facts` and `reload` is given once; None: this
-    node has it not."""
+    """Takes samples: one at a time, shared by those who wait. All but `facts`, `reload` and `selection`, which may change at any
+    time, is given once; None: this node has it not."""
 
     def __init__(
         self,
@@ -351,6 +359,7 @@ class Sampler:
     ) -> None:
         self.facts = Facts()
         self.reload: Callable[[], Reload | None] = lambda: None
+        self.selection = self._selected = Selection()
         self._cgroup_source = cgroups
         self._ends = ends
         self._usage_source = usage
@@ -382,8 +391,9 @@ class Sampler:
 
     def _take(self) -> NodeSample:
         self._outcomes = {}
-        source = self._cgroup_source
-        stats = self._collect("cgroups", source.read) if source else None
+        self._select(self.selection)
+        source, selected = self._cgroup_source, self._selected
+        stats = self._collect("cgroups", lambda: source.read(selected)) if source else None
         alive = source.accounting_ids() if source and stats is not None else {}
         if stats is not None:
             self._ancestry.learn(alive)
@@ -395,7 +405,7 @@ class Sampler:
         maps = self._collect("bpf_maps", self._read_maps) if self._read_maps else None
         findings = self._read_findings() if self._read_findings else {}  # before `observe`, which saves what is shown
         now, time_ns = time.monotonic_ns(), time.time_ns()
-        ended = self._ends.ended() if self._ends and stats is not None else {}
+        ended = self._only_selected(self._ends.ended()) if self._ends and stats is not None else {}
         for path, final in ended.items():
             self._cgroups.end(path, final.over(self._cgroups.last(path)), now)
         cgroups, cgroups_ended = ({}, {}) if stats is None else self._cgroups.update(stats, now)
@@ -406,7 +416,7 @@ class Sampler:
             facts=self.facts,
             cgroups=cgroups,
             cgroups_ended=cgroups_ended,
-            cgroups_created=self._ends.created() if self._ends else {},
+            cgroups_created=self._only_selected(self._ends.created()) if self._ends else {},
             final_reads=self._ends.final_reads() if self._ends else {},
             cgroup_info=self._identify(alive, born, cgroups | cgroups_ended),
             cgroup_usage=used,
@@ -427,6 +437,17 @@ class Sampler:
             reload=self.reload(),
             collectors=self._outcomes,
         )
+
+    def _select(self, selection: Selection) -> None:
+        if selection is not self._selected:
+            self._selected = selection
+            self._cgroups.only(selection.selects)
+            self._cgroup_usage.only(selection.selects)
+
+    def _only_selected(self, found: Mapping[str, T]) -> Mapping[str, T]:
+        if self._selected.everything:
+            return found
+        return {path: value for path, value in found.items() if self._selected.selects(path)}
 
     def _identify(
         self, alive: Mapping[str, int], born: Mapping[int, tuple[str, int]], shown: Iterable[str]
@@ -463,7 +484,7 @@ class Sampler:
         live, gone = self._ancestry.sum_up(usage.cgroups)
         for path in cgroups_ended.keys() & gone.keys():
             self._cgroup_usage.end(path, gone[path], now)
-        used, ended = self._cgroup_usage.update(live, now)
+        used, ended = self._cgroup_usage.update(self._only_selected(live), now)
         return used, {path: gone.get(path, last) for path, last in ended.items()}, *self._namespaces.update(usage.namespaces, now)
 
     def _gone(

@@ -52,6 +52,7 @@ class Reader:
         self._places: dict[str, dict[str, Place]] = {hierarchy.key: {} for hierarchy in self._hierarchies}
         self._generation = -1
         self._tree: Tree | None = None
+        self._wanted: Callable[[str], bool] | None = None
         self._touched: Mapping[str, set[int] | None] = {}
         self.unwalked: dict[str, str] = {}
         self._pauses: dict[str, tuple[int, int]] = {}  # file: readings left to wait, readings of this pause
@@ -97,7 +98,7 @@ class Reader:
     def read_all(self, tree: Tree, wanted: Callable[[str], bool] | None = None) -> dict[str, CgroupStats]:
         """Read every cgroup that `tree` knows; one that ended meanwhile is left out. Gives `tree` the stats to remember.
 
-        `wanted` chooses by path, and must answer the same each time; ancestors are read too where limits are inherited.
+        `wanted` chooses by path, and one that is equal must answer the same; ancestors are read too where limits are inherited.
         """
         self._follow(tree, wanted)
         self.seconds = {}
@@ -119,9 +120,9 @@ class Reader:
 
     def _follow(self, tree: Tree, wanted: Callable[[str], bool] | None) -> None:
         """Open what is new in `tree`, close what is not in it any more."""
-        if tree is self._tree and tree.generation == self._generation:
+        if tree is self._tree and tree.generation == self._generation and wanted == self._wanted:
             return
-        self._generation, self._tree = tree.generation, tree
+        self._generation, self._tree, self._wanted = tree.generation, tree, wanted
         chosen = tree.cgroups.keys() if wanted is None else {path for path in tree.cgroups if wanted(path)}
         needed = set(chosen)
         if wanted is not None and self._versions.get("memory") == 2:

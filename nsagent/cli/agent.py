@@ -14,6 +14,7 @@ import click
 from click.core import ParameterSource
 
 from nsagent import config, jobs, sinks
+from nsagent.cgroups.selection import Selection
 from nsagent.errors import NsagentError, UsageError
 from nsagent.findings import RULES
 from nsagent.kernel import pins
@@ -34,14 +35,16 @@ Examples:
   nsagent agent --listen unix:/run/nsagent/http.sock  for a proxy; curl --unix-socket /run/nsagent/http.sock http://n/metrics
   nsagent agent --web.config.file /etc/nsagent/web.yml
                                                       TLS and passwords, as for node_exporter
+  nsagent agent --cgroup-include '*.service' --cgroup-exclude /user.slice
+                                                      services, but none of users; docs/selection.md has the patterns
   nsagent agent --textfile /var/lib/prometheus/node-exporter
                                                       and node_exporter shows what this agent knows
 
 Flags come before variables (NSAGENT_AGENT_LISTEN), these before the file, and that before the defaults.
 SIGTERM ends the agent and keeps its BPF programs, which go on counting for the next one; --ephemeral and
 'nsagent bpf unload' remove them. SIGHUP (or POST /-/reload, with --web.enable-lifecycle) reads the file and the web
-configuration again: retain, finding-off, rate and log-level are changed at once, other settings need a restart, and
-nothing is changed where something is wrong. nsagent_config_last_reload_success tells how it was.
+configuration again: retain, finding-off, rate, log-level and which cgroups are shown are changed at once, other settings
+need a restart, and nothing is changed where something is wrong. nsagent_config_last_reload_success tells how it was.
 """
 
 
@@ -97,6 +100,7 @@ def _make_settings(flags: Mapping[str, Any]) -> config.AgentConfig:
     """Return what the flags mean. Raises NsagentError."""
     for sink in flags["events_to"]:
         sinks.parse(sink, quantities.parse_bytes)
+    Selection(flags["cgroup_include"], flags["cgroup_exclude"], flags["max_depth"])
     socket_path = config.parse_socket_path(flags["listen"])
     host, port = ("", 0) if socket_path else config.parse_listen(flags["listen"])
     textfile = os.path.abspath(flags["textfile"]) if flags["textfile"] else ""
@@ -124,6 +128,9 @@ def _make_settings(flags: Mapping[str, Any]) -> config.AgentConfig:
         web_config_file=os.path.abspath(flags["web_config_file"]) if flags["web_config_file"] else "",
         web_lifecycle=flags["web_enable_lifecycle"],
         textfile=textfile,
+        cgroup_include=flags["cgroup_include"],
+        cgroup_exclude=flags["cgroup_exclude"],
+        max_depth=flags["max_depth"],
     )
 
 
@@ -188,6 +195,12 @@ _SOURCES: Final = {
 @click.option("--finding-off", multiple=True, type=click.Choice(list(RULES)),
               help="Do not look for this; may be repeated.")  # fmt: skip
 @click.option("--rate", default=0, metavar="N", help="Events a second from one cgroup at most; 0 is no limit.")
+@click.option("--cgroup-include", multiple=True, metavar="GLOB",
+              help="Read and show these cgroups with all below them, and no others; may be repeated.")  # fmt: skip
+@click.option("--cgroup-exclude", multiple=True, metavar="GLOB",
+              help="Neither read nor show these cgroups nor what is below them; may be repeated.")  # fmt: skip
+@click.option("--max-depth", type=int, metavar="N", show_default=False,
+              help="Read and show no cgroup deeper than that; /system.slice has depth 1.")  # fmt: skip
 @click.option("--runtime", multiple=True, metavar="SOCKET", default=config.DEFAULT_RUNTIMES,
               show_default=", ".join(config.DEFAULT_RUNTIMES),
               help="Ask docker or podman there for names, or a CRI (containerd*.sock, cri*.sock); may be repeated.")  # fmt: skip

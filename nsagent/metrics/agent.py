@@ -83,6 +83,10 @@ def _backoffs(sample: NodeSample) -> Each:
     return (((file,), count) for file, count in sample.files.backoffs.items()) if sample.files else iter(())
 
 
+def _skipped(sample: NodeSample) -> Each:
+    return (((reason,), count) for reason, count in sample.files.skipped.items()) if sample.files else iter(())
+
+
 def _family(name: str, help_: str, source: str, labels: tuple[str, ...], each: Callable[[NodeSample], Each]) -> Family:
     return Family(name, "info" if name.endswith("_info") else "gauge", Scope.NODE, help_, source, labels, each=each)
 
@@ -201,6 +205,16 @@ FAMILIES: Final[tuple[Family, ...]] = (
         "the agent, CLOCK_MONOTONIC",
         ("file",),
         each=_backoffs,
+    ),
+    Family(
+        "nsagent_cgroups_skipped_total",
+        "counter",
+        Scope.NODE,
+        "Cgroups that a scrape found and that are neither read nor shown, each once: excluded (--cgroup-exclude), not_included "
+        "(--cgroup-include), too_deep (--max-depth). What they use is in the figures of the cgroups above them.",
+        "the agent",
+        ("reason",),
+        each=_skipped,
     ),
     _family(
         "nsagent_config_last_reload_success",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 from nsagent.cgroups.ends import Ended, Ends
 from nsagent.cgroups.layout import Layout
 from nsagent.cgroups.reader import Reader
+from nsagent.cgroups.selection import REASONS, Selection
 from nsagent.cgroups.stats import CgroupStats
 from nsagent.cgroups.tree import Tree
 from nsagent.history import History
@@ -25,15 +27,18 @@ class NodeCgroups:
         self._lane: CgroupLane | None = None
         self._accounting = layout.accounting[1].key
         self._ended: dict[str, Ended] = {}
+        self._skipped = dict.fromkeys(REASONS, 0)
+        self._counted: tuple[int, Selection, Mapping[str, int]] = -1, Selection(), {}  # a generation of the tree, and its ids
         self.ends: Ends | None = None  # where the kernel tells of births and ends
 
-    def read(self) -> dict[str, CgroupStats]:
-        """Look which cgroups there are, and read their files."""
+    def read(self, selection: Selection) -> dict[str, CgroupStats]:
+        """Look which cgroups there are, and read the files of those that are selected."""
         if self.ends:
             self.ends.drain()
         self._tree.scan()
         unwalked = len(self._reader.unwalked)
-        found = self._reader.read_all(self._tree)
+        self._count_skipped(selection)
+        found = self._reader.read_all(self._tree, None if selection.everything else selection.selects)
         for hierarchy, reason in list(self._reader.unwalked.items())[unwalked:]:
             log.warning("event=no_fast_lane hierarchy=%s reason=%s", hierarchy, reason)
         if self.ends:
@@ -42,7 +47,19 @@ class NodeCgroups:
 
     def files(self) -> FileFigures:
         """Return how the files of the last `read` fared."""
-        return FileFigures(self._reader.kernel_memory_bytes, dict(self._reader.backoffs))
+        return FileFigures(self._reader.kernel_memory_bytes, dict(self._reader.backoffs), dict(self._skipped))
+
+    def _count_skipped(self, selection: Selection) -> None:
+        """Count those not selected that are new, or that another selection had selected."""
+        generation, before, known = self._counted
+        if (self._tree.generation, selection) == (generation, before):
+            return
+        ids = self.accounting_ids()
+        for path in self._tree.cgroups:
+            reason = selection.reason(path)
+            if reason is not None and (path not in known or known[path] != ids.get(path, 0) or before.selects(path)):
+                self._skipped[reason] += 1
+        self._counted = self._tree.generation, selection, {path: ids.get(path, 0) for path in self._tree.cgroups}
 
     def ended(self) -> dict[str, Ended]:
         """Return the last values of what had ended by the last `read`, once."""

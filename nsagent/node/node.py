@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from nsagent import namespaces
 from nsagent.cgroups.ends import Ends
 from nsagent.cgroups.layout import Layout, read_layout
+from nsagent.cgroups.selection import Selection
 from nsagent.config import AgentConfig
 from nsagent.conservation import read_node_cpu_ns
 from nsagent.control import Hub
@@ -84,6 +85,8 @@ class Node:
         self.runtimes = Runtimes(config.runtimes if keep_history else (), retain_s=config.retain_ns / 1e9)
         self._usage: KernelUsage | ProcfsUsage
         self.sampler = self._make_sampler(config.retain_ns)
+        self._selection = {name: getattr(config, name) for name in ("cgroup_include", "cgroup_exclude", "max_depth")}
+        self._select()
         self.sampler.facts = facts.read_facts(self.layout, self.attached, self.features)
 
     def _read_layout(self) -> Layout | None:
@@ -201,7 +204,14 @@ class Node:
             "findings_off": self.findings.switch_off,
             "rate": lambda rate: self.attached.filter_events(rate=rate) if self.attached else None,
             "log_level": lambda level: logging.getLogger("nsagent").setLevel(level.upper()),
+            "cgroup_include": lambda globs: self._select(cgroup_include=globs),
+            "cgroup_exclude": lambda globs: self._select(cgroup_exclude=globs),
+            "max_depth": lambda depth: self._select(max_depth=depth),
         }
+
+    def _select(self, **changed: Any) -> None:
+        self._selection |= changed
+        self.sampler.selection = Selection(*self._selection.values())
 
     def _retain(self, retain_ns: int) -> None:
         self.sampler.retain(retain_ns)

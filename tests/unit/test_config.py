@@ -44,6 +44,7 @@ def test_listen_refused(text: str) -> None:
         ({"contexts": 1}, "--contexts 1 is out of range"),
         ({"contexts": 1 << 30}, "out of range"),
         ({"retain_ns": -1}, "--retain cannot be negative"),
+        ({"max_depth": -1}, "--max-depth cannot be negative"),
         ({"runtimes": ("docker.sock",)}, "--runtime .docker.sock. is no path of a Unix socket"),
         ({"runtimes": ("/" + "x" * 107,)}, "is no path of a Unix socket"),
         ({"pin_dir": "/sys/fs/bpf/v1.2"}, "no dot"),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from nsagent.cgroups.selection import Selection
 from nsagent.cgroups.stats import CgroupStats, CpuStats
 from nsagent.errors import NsagentError
 from nsagent.namespaces import NamespaceId, NamespaceKind
@@ -26,10 +27,10 @@ class Cgroups:
         self.ids = ids
         self.error: NsagentError | None = None
 
-    def read(self) -> dict[str, CgroupStats]:
+    def read(self, selection: Selection) -> dict[str, CgroupStats]:
         if self.error:
             raise self.error
-        return {path: CgroupStats(CpuStats(usage_ns=number)) for path, number in self.ids.items()}
+        return {path: CgroupStats(CpuStats(usage_ns=number)) for path, number in self.ids.items() if selection.selects(path)}
 
     def files(self) -> FileFigures:
         return FileFigures(0, {})
@@ -181,6 +182,23 @@ def test_a_sample_has_what_lives_and_what_ended() -> None:
     assert sample.cgroup_usage_ended["/a"].read_bytes == 11, "charged after its end"
     assert sample.namespaces == {}
     assert sample.namespaces_ended[NET].cpu_ns == 6
+
+
+def test_what_is_not_selected_counts_above_and_is_forgotten_at_once() -> None:
+    cgroups = Cgroups({"/": 1, "/a": 2, "/a/b": 3})
+    source = Source(node_usage({NET: Usage(threads=1)}, {2: used(10), 3: used(5)}))
+    sampler = Sampler(retain_ns=10**12, ancestry=Ancestry(), cgroups=cgroups, usage=source)
+    assert sampler.read().cgroups.keys() == {"/", "/a", "/a/b"}
+    sampler.selection = Selection(max_depth=1)
+    sample = sampler.read()
+    assert sample.cgroups.keys() == {"/", "/a"}
+    assert by_path(dict(sample.cgroup_usage)) == {"/": 15, "/a": 15}
+    assert not sample.cgroups_ended, "it has not ended"
+    assert not sample.cgroup_usage_ended
+    del cgroups.ids["/a/b"]
+    assert sampler.read().cgroup_usage_ended == {}
+    sampler.selection = Selection(exclude=("/a",))
+    assert sampler.read().cgroups.keys() == {"/"}
 
 
 def test_a_collector_that_fails_leaves_its_part_out(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,0 +1,138 @@
+"""An agent that shows some cgroups: it never opens a file of the others, and their usage is in the sums above them."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.kernel.agents import Agent, Samples, get, running
+from tests.kernel.test_agent_metrics import BURN, directories, member, usage_ns
+from tests.support import require_root, wait_for
+
+pytestmark = pytest.mark.kernel
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_IN_OPEN = 0x20
+_IN_ISDIR = 0x40000000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _root() -> None:
+    require_root()
+
+
+class Opened:
+    """Which files in some directories were opened: inotify(7)."""
+
+    def __init__(self, *directories: Path) -> None:
+        self._fd = _LIBC.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        assert self._fd >= 0
+        for directory in directories:
+            assert _LIBC.inotify_add_watch(self._fd, os.fsencode(directory), _IN_OPEN) > 0, os.strerror(ctypes.get_errno())
+
+    def names(self) -> set[str]:
+        """Return the names since the last call; the directory itself is "" and no file."""
+        return set(self._read())
+
+    def _read(self) -> Iterator[str]:
+        while True:
+            try:
+                events = os.read(self._fd, 1 << 16)
+            except BlockingIOError:
+                return
+            while events:
+                _, mask, _, length = struct.unpack_from("iIII", events)
+                if not mask & _IN_ISDIR:
+                    yield events[16 : 16 + length].rstrip(b"\0").decode()
+                events = events[16 + length :]
+
+    def close(self) -> None:
+        """End it."""
+        os.close(self._fd)
+
+
+def nested(path: str) -> dict[str, Path]:
+    """Make a cgroup with all above it; return its directories."""
+    names = path.split("/")
+    return [directories("/".join(names[:depth])) for depth in range(1, len(names) + 1)][-1]
+
+
+def shown(samples: Samples, top: str) -> set[str]:
+    """Return the cgroups below `top` that any series is about."""
+    found = {value for _, labels in samples for name, value in labels if name == "cgroup"}
+    return {path for path in found if path == top or path.startswith(f"{top}/")}
+
+
+def skipped(samples: Samples, reason: str) -> float:
+    value = get(samples, "nsagent_cgroups_skipped_total", reason=reason)
+    assert value is not None
+    return value
+
+
+def test_what_is_not_selected_is_not_opened_and_counts_above(world: list[str], cgroup_name: str, tmp_path: Path) -> None:
+    top = f"/{cgroup_name}"
+    wanted, unwanted = nested(f"{cgroup_name}/wanted"), nested(f"{cgroup_name}/not\\wanted/inner")
+    size = 4 << 20
+    work = f"f = open({str(tmp_path / 'file')!r}, 'wb'); f.write(bytes({size})); f.flush(); os.fsync(f.fileno())"
+    flags = ["--cgroup-include", top, "--cgroup-exclude", "not\\wan*", "--ephemeral"]
+    with running(world, *flags) as agent, member(f"{cgroup_name}/not\\wanted/inner", BURN.format(seconds=0.2) + work):
+        agent.scrape()
+        seen, unseen = Opened(*set(wanted.values())), Opened(*set(unwanted.values()))
+        try:
+            samples = agent.scrape()
+            assert shown(samples, top) == {top, f"{top}/wanted"}
+            assert unseen.names() == set()
+            (wanted["pids"] / "tasks" if (wanted["pids"] / "tasks").exists() else wanted["pids"] / "cgroup.procs").read_bytes()
+            assert seen.names(), "inotify tells of files of cgroups at all"
+        finally:
+            seen.close()
+            unseen.close()
+        name, inner = "nsagent_cgroup_cpu_usage_seconds_total", usage_ns(unwanted)
+        assert inner >= 200_000_000
+        assert round((get(samples, name, cgroup=top) or 0) * 1e9) >= inner, "the kernel's own sum"
+        written = get(samples, "nsagent_cgroup_storage_bytes_total", cgroup=top, operation="write")
+        assert (written or 0) >= size, "the agent's own sum"
+        assert get(samples, "nsagent_cgroup_storage_bytes_total", cgroup="/", operation="write") is not None
+        assert get(samples, name, cgroup="/") is not None
+        assert skipped(samples, "excluded") == 2
+        others = skipped(samples, "not_included")
+        made = nested(f"{cgroup_name}/not\\wanted/inner/new")
+        assert skipped(agent.scrape(), "excluded") == 3
+        assert skipped(agent.scrape(), "excluded") == 3, "each once"
+        for place in set(made.values()):
+            place.rmdir()
+        samples = agent.scrape()
+        assert shown(samples, top) == {top, f"{top}/wanted"}, "its end is not shown either"
+        assert skipped(samples, "not_included") >= others
+
+
+def test_a_new_selection_by_sighup(world: list[str], cgroup_name: str, tmp_path: Path) -> None:
+    top, file = f"/{cgroup_name}", tmp_path / "agent.toml"
+    nested(f"{cgroup_name}/a/b")
+    file.write_text(f'cgroup-include = ["{top}"]\n')
+
+    def becomes(agent: Agent, text: str, paths: set[str]) -> None:
+        file.write_text(text)
+        agent.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: shown(agent.scrape(), top) == paths, 30, f"{paths}")
+
+    with running(world, "--no-bpf", "--config", str(file)) as agent:
+        assert shown(agent.scrape(), top) == {top, f"{top}/a", f"{top}/a/b"}
+        becomes(agent, f'cgroup-include = ["{top}"]\nmax-depth = 2\n', {top, f"{top}/a"})
+        becomes(agent, f'cgroup-exclude = ["{top}/a"]\n', {top})
+        becomes(agent, "max-depth = 0\n", set())
+        before = skipped(agent.scrape(), "excluded")
+        file.write_text('cgroup-exclude = [""]\n')
+        agent.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: get(agent.scrape(), "nsagent_config_last_reload_success") == 0)
+        becomes(agent, "", {top, f"{top}/a", f"{top}/a/b"})
+        samples = agent.scrape()
+        assert skipped(samples, "excluded") == before
+        assert skipped(samples, "too_deep") >= 3
+        assert get(samples, "nsagent_cgroup_cpu_usage_seconds_total", cgroup=f"{top}/a/b") == 0
