@@ -36,7 +36,8 @@ class JobRecord:
 
     `cgroup` is the path below the root of each hierarchy, or "" where the job has none. `outcome`, `end` and
     `exit_code` are None until it ended; an outcome is success, failure, signal, oom, timeout, launch_error, or
-    abandoned (the launcher was killed: there is no exit code, and no usage). `usage` has what the report has.
+    abandoned (the launcher was killed: there is no exit code, and no report). `report` is the whole one (docs/report.md);
+    it is empty where CMD never ran.
     """
 
     id: str
@@ -53,7 +54,7 @@ class JobRecord:
     outcome: str | None = None
     exit_code: int | None = None
     reason: str = ""
-    usage: dict[str, Any] = field(default_factory=dict)
+    report: dict[str, Any] = field(default_factory=dict)
 
 
 def default_state_dir() -> str:

@@ -16,6 +16,7 @@ from nsagent.cgroups import ending, v1
 from nsagent.cgroups.files import read_text, try_write, write
 from nsagent.cgroups.layout import Hierarchy, Layout
 from nsagent.cgroups.limits import IoMax, Limits
+from nsagent.cgroups.meter import Meter
 from nsagent.cgroups.plan import plan, translate, write_setting
 from nsagent.cgroups.reader import Reader
 from nsagent.cgroups.stats import CgroupStats
@@ -125,10 +126,12 @@ class Group:
         reader = Reader(self.layout)
         for prefix in {hierarchy.prefix for hierarchy in self.places}:  # the mounts may show different parts
             stats = reader.read(f"{prefix}/{self.path}", counting=counting)
-            found = CgroupStats(
-                found.cpu or stats.cpu, found.memory or stats.memory, found.io or stats.io, found.pids or stats.pids
-            )
+            found = found._replace(**{part: new for part, new in stats._asdict().items() if new is not None})
         return found
+
+    def meter(self) -> Meter:
+        """Return what reads its CPU time and memory again and again; close it before `remove`."""
+        return Meter(self.places)
 
     def pids(self) -> set[int]:
         """Return the processes in it and its descendants, over all hierarchies; as this pid namespace numbers them."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, Final, TextIO
+from typing import Any, Final
 
 import click
 
 from nsagent import jobs, namespaces
 from nsagent.cgroups.limits import Limits
-from nsagent.errors import AccessError
+from nsagent.cli.run_output import Output
 from nsagent.launch import quantities
 from nsagent.launch.spec import RunSpec, read_capabilities
 
@@ -24,6 +24,8 @@ Examples:
   nsagent run --cpus 0.5 --memory 256M --pids 100 -- ./server    limits
   nsagent run --isolate all -- sh -c 'id; echo $$'               root of a user namespace, and PID 1
   nsagent run --timeout 10m --report json --report-file r.json -- ./nightly
+  nsagent run --sample 100ms --cpu-timeout 1h -- ./train         CPU and memory over time; an end after an hour of CPU
+  nsagent run --report textfile:/var/lib/node_exporter --push http://127.0.0.1:9091 -- ./backup
   nsagent run --dry-run --io-max /dev/vda:wbps=10M -- dd ...     what would be done
   nsagent run                                                    a shell in namespaces of its own
 """
@@ -50,13 +52,18 @@ def _option(name: str, metavar: str, help_text: str, **more: Any) -> Callable[[A
 @_option("io-max", "DEVICE:KEY=N,...", "rbps, wbps (bytes a second), riops, wiops of a disk; may be repeated.", multiple=True)
 @_option("io-weight", "N", "Share of IO against others, 1 to 10000; 100 is normal.")
 @_option("timeout", "TIME", "Send SIGTERM after TIME, such as 1s or 10m; exit with 124.")
-@_option("stop-timeout", "TIME", "From the timeout's SIGTERM to SIGKILL.", default="10s")
-@click.option("--report", type=click.Choice(["text", "json", "none"]), default="text", help="What to tell at the end.")
+@_option("cpu-timeout", "TIME", "The same after so much CPU time of all its processes.")
+@_option("stop-timeout", "TIME", "From a timeout's SIGTERM to SIGKILL.", default="10s")
+@_option(
+    "report", "FORM", "text, json, none, or textfile:DIR for node_exporter; may be repeated.", multiple=True, default=["text"]
+)
 @_option("report-file", "FILE", "Write the report there.  [default: stderr]")
+@_option("push", "URL", "Push the report to a Pushgateway, such as http://127.0.0.1:9091.")
+@_option("sample", "TIME", "Keep CPU and memory over time, read every TIME, such as 100ms.")
 @_option("state-dir", "DIR", "Where jobs are registered.  [default: /run/nsagent, or one of the user's own]")
 @click.option("--dry-run", is_flag=True, help="Print the plan and do nothing.")
 @click.argument("argv", metavar="[--] [CMD [ARG]...]", nargs=-1, type=click.UNPROCESSED)
-def run(argv: tuple[str, ...], report: str, report_file: str | None, state_dir: str | None, dry_run: bool, **words: Any) -> int:
+def run(argv: tuple[str, ...], state_dir: str | None, dry_run: bool, **words: Any) -> int:
     """Run CMD (default: $SHELL) in namespaces and a cgroup of its own, and report what it used.
 
     CMD is PID 1 of a new PID namespace. When it ends, whatever it started ends too, and its cgroup goes.
@@ -69,25 +76,22 @@ def run(argv: tuple[str, ...], report: str, report_file: str | None, state_dir: 
         layout = read_layout()
         click.echo(plan.describe(spec, layout, launcher.parent_cgroup(layout)), nl=False)
         return 0
-    output = open_report(report_file) if report_file else None  # refused before the job runs, not after it
-    from nsagent.launch import launcher
-    from nsagent.launch import report as reports
+    with Output(
+        words["report"], words["report_file"], words["push"]
+    ) as output:  # what cannot be told is refused before the job runs, not after it
+        from nsagent.launch import launcher
 
-    result = launcher.run(spec, state_dir or jobs.default_state_dir())
-    if report != "none":
-        text = reports.to_json(result) if report == "json" else reports.to_text(result)
-        if output is None:
-            click.echo(text, nl=False, err=True)
-        else:
-            output.write(text)
-    if output is not None:
-        output.close()
+        result = launcher.run(spec, state_dir or jobs.default_state_dir())
+        output.tell(result)
     return result.exit_code
 
 
 def make_spec(argv: tuple[str, ...], words: dict[str, Any]) -> RunSpec:
     """Return the spec that the options' words mean. Raises UsageError for the first that means nothing."""
-    timeout = words["timeout"]
+
+    def duration(key: str) -> int | None:
+        return None if words[key] is None else quantities.parse_duration(words[key], f"--{key.replace('_', '-')}")
+
     return RunSpec(
         argv=argv or (os.environ.get("SHELL") or "/bin/sh",),
         name=words["name"] or "",
@@ -99,8 +103,10 @@ def make_spec(argv: tuple[str, ...], words: dict[str, Any]) -> RunSpec:
         clean_env=words["clean_env"],
         mount_proc=not words["no_proc"],
         init=words["init"],
-        timeout_ns=None if timeout is None else quantities.parse_duration(timeout, "--timeout"),
+        timeout_ns=duration("timeout"),
+        cpu_timeout_ns=duration("cpu_timeout"),
         stop_timeout_ns=quantities.parse_duration(words["stop_timeout"], "--stop-timeout"),
+        sample_ns=duration("sample"),
     )
 
 
@@ -127,11 +133,3 @@ def split_env(word: str) -> tuple[str, str] | None:
     if given:
         return name, value
     return (name, os.environ[name]) if name in os.environ else None
-
-
-def open_report(path: str) -> TextIO:
-    """Open the report's file for writing. Raises AccessError."""
-    try:
-        return open(path, "w", encoding="utf-8", errors="surrogateescape")
-    except OSError as exc:
-        raise AccessError(f"--report-file {path}: {exc.strerror}", hint="name a file that can be written") from exc

@@ -24,10 +24,12 @@ from nsagent.launch.clone import clone3
 from nsagent.launch.handshake import RELEASE
 from nsagent.launch.orphans import Orphans
 from nsagent.launch.prepare import child_plan
-from nsagent.launch.report import JobUsage, NamespaceRef, RunResult, judge, to_dict
+from nsagent.launch.report import JobUsage, NamespaceRef, RunResult, to_dict
 from nsagent.launch.signals import Inbox, Terminal
 from nsagent.launch.spec import RunSpec
-from nsagent.launch.supervise import Ending, Supervisor, failure_error
+from nsagent.launch.supervise import Alarm, CpuTimeout, Ending, Supervisor, failure_error
+from nsagent.launch.timeline import Recorder
+from nsagent.launch.verdict import judge
 from nsagent.namespaces import NamespaceKind
 
 
@@ -58,7 +60,7 @@ def run(spec: RunSpec, state_dir: str) -> RunResult:
     try:
         result = _Launch(spec, job, inbox, terminal).run(layout)
         last = {"outcome": result.outcome, "exit_code": result.exit_code, "reason": result.reason}
-        last["usage"] = {"wall_ns": result.wall_ns} | to_dict(result)["usage"]
+        last["report"] = to_dict(result)
         return result
     except NsagentError as exc:
         last |= {"exit_code": exc.exit_code, "reason": exc.message}
@@ -136,6 +138,7 @@ class _Launch:
         self._notes = list(spec.notes)
         self._group: Group | None = None
         self._namespaces: dict[str, NamespaceRef] = {}
+        self._recorder: Recorder | None = None
 
     def run(self, layout: Layout) -> RunResult:
         with self._in_group(layout):
@@ -152,7 +155,7 @@ class _Launch:
             usage = self._with_group_usage(usage)
         verdict = judge(
             status if ending.command_status is None else ending.command_status,
-            timeout_ns=self._spec.timeout_ns if ending.timed_out else None,
+            stopped=ending.stopped,
             carried_out=ending.carried_out,
             oom_kills=usage.oom_kills or 0,
         )
@@ -170,6 +173,8 @@ class _Launch:
             cgroup=record.cgroup,
             namespaces=self._namespaces,
             usage=usage,
+            cpus=measure.usable_cpus(self._spec.limits),
+            timeline=self._recorder.timeline() if self._recorder else None,
             notes=tuple(self._notes),
         )
 
@@ -179,7 +184,7 @@ class _Launch:
         try:
             self._group = Group.create(layout, self._job.record.cgroup)
         except (AccessError, UnsupportedError) as exc:
-            if self._spec.limits:
+            if self._spec.limits or self._spec.cpu_timeout_ns:
                 raise
             self._notes.append(f"no cgroup, so CPU and memory are of what was waited for: {exc.message}")
             self._job.update(cgroup="")
@@ -224,15 +229,17 @@ class _Launch:
                 terminal=self._terminal,
                 kill=lambda: self._kill(pidfd),
                 pid_one=NamespaceKind.PID in spec.isolate and not spec.init,
+                stop_timeout_ns=spec.stop_timeout_ns,
             )
             supervisor.wait_ready()
             if NamespaceKind.USER in spec.isolate:
                 idmaps.write(pid, idmaps.choose(os.geteuid(), os.getegid()))
             self._register(pid)
             os.write(release, RELEASE)
-            ending = supervisor.wait(spec.timeout_ns, spec.stop_timeout_ns)
+            with self._alarms(supervisor) as alarms:
+                ending = supervisor.wait(alarms)
             wall_ns = time.monotonic_ns() - started
-            io = measure.read_task_io(pid)  # of the zombie, before it is waited for
+            io, run_queue_ns = measure.read_task_io(pid), measure.read_run_queue(pid)  # of the zombie, before it is waited for
         except BaseException:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
@@ -240,7 +247,30 @@ class _Launch:
         finally:
             _, status, rusage = os.wait4(pid, 0)
             _close([channel, release, pidfd])
-        return ending, status, wall_ns, measure.waited_usage(rusage, io)
+        return ending, status, wall_ns, measure.waited_usage(rusage, io, run_queue_ns)
+
+    @contextlib.contextmanager
+    def _alarms(self, supervisor: Supervisor) -> Iterator[list[Alarm]]:
+        """Return what is to be done while CMD runs: end it in time, and watch what it uses."""
+        spec, now_ns, alarms = self._spec, time.monotonic_ns(), []
+        if spec.timeout_ns is not None:
+            reason = f"stopped after its timeout of {spec.timeout_ns / 1e9:g} s"
+            alarms.append(Alarm(now_ns + spec.timeout_ns, lambda _: supervisor.stop(reason)))
+        if self._group is None or not (spec.sample_ns or spec.cpu_timeout_ns):
+            yield alarms
+            return
+        meter = self._group.meter()
+        try:
+            if spec.sample_ns:
+                self._recorder = Recorder(meter, spec.sample_ns, now_ns)
+                alarms.append(Alarm(now_ns, self._recorder.take))
+            if spec.cpu_timeout_ns:
+                alarms.append(Alarm(now_ns, CpuTimeout(meter, spec.cpu_timeout_ns, supervisor.stop).ring))
+            yield alarms
+            if self._recorder:
+                self._recorder.take(time.monotonic_ns())
+        finally:
+            meter.close()
 
     def _register(self, pid: int) -> None:
         try:

@@ -6,6 +6,7 @@ import os
 import resource
 
 from nsagent import namespaces
+from nsagent.cgroups.limits import Limits, parse_cpus
 from nsagent.cgroups.stats import CgroupStats
 from nsagent.launch.report import JobUsage, NamespaceRef
 
@@ -53,7 +54,32 @@ def read_task_io(pid: int, procfs: str = "/proc") -> tuple[int, int] | None:
         os.close(fd)
 
 
-def waited_usage(rusage: resource.struct_rusage, io: tuple[int, int] | None) -> JobUsage:
+def read_run_queue(pid: int, procfs: str = "/proc") -> int | None:
+    """Return how long the first thread of `pid` was ready to run without a CPU, ns; None where the kernel does not say.
+
+    Of a zombie too. Source: the second field of /proc/PID/schedstat, Documentation/scheduler/sched-stats.rst.
+    """
+    try:
+        fd = os.open(f"{procfs}/{pid}/schedstat", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return int(os.read(fd, 256).split()[1])
+    except (OSError, IndexError, ValueError):
+        return None
+    finally:
+        os.close(fd)
+
+
+def usable_cpus(limits: Limits) -> float:
+    """Return how many CPUs a job under `limits` can use at once: what its limit, its cpuset and our affinity leave."""
+    count = float(len(os.sched_getaffinity(0)))
+    if limits.cpuset is not None:
+        count = len(parse_cpus(limits.cpuset))
+    return count if limits.cpus is None else min(count, limits.cpus)
+
+
+def waited_usage(rusage: resource.struct_rusage, io: tuple[int, int] | None, run_queue_ns: int | None) -> JobUsage:
     """Return what the kernel kept of CMD and of what it waited for. getrusage(2): microseconds, ru_maxrss in KiB.
 
     ru_maxrss outlives execve: a peak that is not above our own is that of our child before CMD, and says nothing of
@@ -69,9 +95,15 @@ def waited_usage(rusage: resource.struct_rusage, io: tuple[int, int] | None) -> 
         cpu_source="wait",
         memory_peak_bytes=peak_bytes,
         memory_source=None if peak_bytes is None else "wait",
+        max_rss_bytes=peak_bytes,
         io_read_bytes=io[0] if io else None,
         io_write_bytes=io[1] if io else None,
         io_source="tasks" if io else None,
+        minor_faults=rusage.ru_minflt,
+        major_faults=rusage.ru_majflt,
+        voluntary_switches=rusage.ru_nvcsw,
+        involuntary_switches=rusage.ru_nivcsw,
+        run_queue_ns=run_queue_ns,
     )
 
 
@@ -121,9 +153,7 @@ def with_cgroup(usage: JobUsage, stats: CgroupStats) -> JobUsage:
     if stats.pids is not None:
         changes["pids_peak"] = stats.pids.peak
     if stats.io is not None:
-        changes["io_devices"] = {
-            device: (counted.read_bytes, counted.write_bytes)
-            for device, counted in stats.io.devices.items()
-            if counted.read_bytes is not None and counted.write_bytes is not None
-        }
+        changes["io_devices"] = stats.io.devices
+    if stats.pressure is not None:
+        changes["pressure"] = stats.pressure.resources
     return usage._replace(**changes)  # type: ignore[arg-type]

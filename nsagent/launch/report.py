@@ -1,28 +1,30 @@
-"""What a job was and what it used: RunResult, and its forms for people (text) and for programs (JSON).
+"""What a job was and what it used: RunResult, and its form for programs (docs/report.md). For people: nsagent.launch.text.
 
 A value that nobody could report is None, absent in JSON and in the text; it is never shown as 0.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
+from nsagent.cgroups.stats import IoDevice, Pressure
+from nsagent.launch.timeline import Timeline
+
 SCHEMA_VERSION: Final = 1
+_NONE: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
 class JobUsage(NamedTuple):
     """What the job used, read after its last process ended and before its cgroup was removed. ns and bytes.
 
     The `_source` fields say who counted: "cgroup" is the kernel's accounting of the whole job; "wait" is getrusage of CMD
-    and of what it waited for; "tasks" is /proc/PID/io of CMD, which has in it all that it (as PID 1: everything) waited
-    for. `memory_peak_bytes` from "wait" is the peak of the largest process. `io_devices`: bytes (read, written) by
-    major:minor, as the cgroup has them; empty where it counts none.
+    and of what it waited for (as PID 1: everything); "tasks" is /proc/PID/io of CMD, which has in it all that it waited for.
+    `memory_peak_bytes` from "wait" is the peak of the largest process, as `max_rss_bytes` always is. Faults and context
+    switches are those of "wait". `run_queue_ns` is how long CMD's first thread was ready and had no CPU. `io_devices` is
+    by major:minor, as the cgroup has it; empty where it counts none. `pressure` is by resource: cpu, memory, io, irq.
     """
 
     cpu_ns: int | None = None
@@ -31,14 +33,21 @@ class JobUsage(NamedTuple):
     cpu_source: str | None = None
     memory_peak_bytes: int | None = None
     memory_source: str | None = None
+    max_rss_bytes: int | None = None
     io_read_bytes: int | None = None
     io_write_bytes: int | None = None
     io_source: str | None = None
-    io_devices: Mapping[str, tuple[int, int]] = MappingProxyType({})
+    io_devices: Mapping[str, IoDevice] = _NONE
+    minor_faults: int | None = None
+    major_faults: int | None = None
+    voluntary_switches: int | None = None
+    involuntary_switches: int | None = None
+    run_queue_ns: int | None = None
     pids_peak: int | None = None
     throttled_ns: int | None = None
     throttled_periods: int | None = None
     periods: int | None = None
+    pressure: Mapping[str, Pressure] = _NONE
     oom_kills: int | None = None
 
 
@@ -55,8 +64,8 @@ class RunResult:
     """One job from start to end. Times are seconds since the epoch; `wall_ns` is on the monotonic clock.
 
     `outcome`: success, failure, signal, oom, timeout. `exit_code` is what `nsagent run` ends with; `reason` says it in
-    words. `cgroup` is the path it had below the root of each hierarchy, or "" where it had none. `notes`: what was not
-    done as asked, and why.
+    words. `cgroup` is the path it had below the root of each hierarchy, or "" where it had none. `cpus`: how many it could
+    use at once. `notes`: what was not done as asked, and why.
     """
 
     id: str
@@ -69,18 +78,30 @@ class RunResult:
     exit_code: int
     reason: str
     cgroup: str
-    namespaces: dict[str, NamespaceRef]
+    namespaces: Mapping[str, NamespaceRef]
     usage: JobUsage
+    cpus: float | None = None
+    timeline: Timeline | None = None
     notes: tuple[str, ...] = field(default=())
+
+    @property
+    def cpu_efficiency(self) -> float | None:
+        """The part of the CPU time it could have had, all its CPUs from start to end, that it used: 1 is all."""
+        if self.usage.cpu_ns is None or not self.cpus or not self.wall_ns:
+            return None
+        return self.usage.cpu_ns / (self.wall_ns * self.cpus)
+
+
+def _known(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None and value != {}}
 
 
 def to_dict(result: RunResult) -> dict[str, Any]:
     """Return the result as JSON has it: `schema`, then the fields by name, None left out."""
     usage = result.usage._asdict()
-    namespaces = {
-        kind: {"inum": ref.inum, "new": ref.new} | ({} if ref.id is None else {"id": ref.id})
-        for kind, ref in result.namespaces.items()
-    }
+    for field_name in ("io_devices", "pressure"):
+        usage[field_name] = {key: _known(each._asdict()) for key, each in usage[field_name].items()}
+    efficiency = result.cpu_efficiency
     return {
         "schema": SCHEMA_VERSION,
         "id": result.id,
@@ -93,102 +114,33 @@ def to_dict(result: RunResult) -> dict[str, Any]:
         "exit_code": result.exit_code,
         "reason": result.reason,
         "cgroup": result.cgroup,
-        "namespaces": namespaces,
-        "usage": {key: value for key, value in usage.items() if value not in (None, {})},
+        "namespaces": {kind: _known(ref._asdict()) for kind, ref in result.namespaces.items()},
+        **_known({"cpus": result.cpus, "cpu_efficiency": None if efficiency is None else round(efficiency, 4)}),
+        "usage": _known(usage),
+        **({} if result.timeline is None else {"timeline": result.timeline._asdict()}),
         "notes": list(result.notes),
     }
 
 
-def to_json(result: RunResult) -> str:
-    """Return the report as one JSON document."""
-    return json.dumps(to_dict(result), indent=2) + "\n"
+def from_dict(document: Mapping[str, Any]) -> RunResult:
+    """Return what `to_dict` was given. Fields of a later schema are left out. Raises KeyError, TypeError or AttributeError
+    where the document is none of ours."""
+    usage = _fields(JobUsage, document["usage"])
+    usage["io_devices"] = {key: IoDevice(**_fields(IoDevice, each)) for key, each in usage.get("io_devices", {}).items()}
+    usage["pressure"] = {key: Pressure(**_fields(Pressure, each)) for key, each in usage.get("pressure", {}).items()}
+    timeline = document.get("timeline")
+    lists = {key: tuple(value) if isinstance(value, list) else value for key, value in (timeline or {}).items()}
+    plain = ("id", "name", "start", "end", "wall_ns", "outcome", "exit_code", "reason", "cgroup")
+    return RunResult(
+        **{key: document[key] for key in plain},
+        command=tuple(document["command"]),
+        namespaces={kind: NamespaceRef(r["inum"], r.get("id"), r["new"]) for kind, r in document["namespaces"].items()},
+        usage=JobUsage(**usage),
+        cpus=document.get("cpus"),
+        timeline=Timeline(**_fields(Timeline, lists)) if timeline is not None else None,
+        notes=tuple(document["notes"]),
+    )
 
 
-def to_text(result: RunResult) -> str:
-    """Return the report for people: a line a subject, those that nobody could measure left out."""
-    width = 12
-    lines = [f"job {result.id}: {result.reason}"]
-    lines += [f"  {subject:<{width}}{text}" for subject, text in _rows(result)]
-    return "\n".join(lines) + "\n"
-
-
-def _rows(result: RunResult) -> Iterator[tuple[str, str]]:
-    usage = result.usage
-    yield "wall", _seconds(result.wall_ns)
-    if usage.cpu_ns is not None:
-        parts = []
-        if usage.user_ns is not None and usage.system_ns is not None:
-            parts.append(f"user {_seconds(usage.user_ns)}, system {_seconds(usage.system_ns)}")
-        if result.wall_ns:
-            parts.append(f"{usage.cpu_ns / result.wall_ns:.0%} of one CPU")
-        if usage.cpu_source == "wait":
-            parts.append("only what was waited for")
-        yield "cpu", f"{_seconds(usage.cpu_ns)} ({', '.join(parts)})"
-    if usage.memory_peak_bytes is not None:
-        whose = " (the largest process)" if usage.memory_source == "wait" else ""
-        yield "memory", f"peak {_size(usage.memory_peak_bytes)}{whose}"
-    if usage.io_read_bytes is not None and usage.io_write_bytes is not None:
-        whose = " (counted by its tasks)" if usage.io_source == "tasks" else ""
-        yield "io", f"read {_size(usage.io_read_bytes)}, written {_size(usage.io_write_bytes)}{whose}"
-    for device, (read, written) in usage.io_devices.items():
-        if read or written:
-            yield f"  {device}", f"read {_size(read)}, written {_size(written)} (counted by its cgroup)"
-    if usage.pids_peak is not None:
-        yield "pids", f"peak {usage.pids_peak}"
-    if usage.throttled_ns is not None and usage.throttled_periods:
-        yield "throttled", f"{_seconds(usage.throttled_ns)} in {usage.throttled_periods} of {usage.periods} periods"
-    if usage.oom_kills:
-        yield "oom", f"{usage.oom_kills} killed for lack of memory"
-    made = [f"{kind} {ref.inum}" for kind, ref in result.namespaces.items() if ref.new]
-    if made:
-        yield "namespaces", ", ".join(made)
-    for note in result.notes:
-        yield "note", note
-
-
-def _seconds(ns: int) -> str:
-    return f"{ns / 1e9:.3f} s"
-
-
-def _size(count: int) -> str:
-    size = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{count} B" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
-
-
-class Verdict(NamedTuple):
-    """`outcome`, `exit_code` and `reason` of a RunResult."""
-
-    outcome: str
-    exit_code: int
-    reason: str
-
-
-def judge(status: int, *, timeout_ns: int | None, carried_out: int | None, oom_kills: int) -> Verdict:
-    """Say how a job ended. `status`: CMD's wait status; `timeout_ns`: the timeout if it was over; `carried_out`: see Ending.
-
-    SIGKILL of CMD is the OOM killer's where it killed in this cgroup; a shell says 137 when the process it ran was.
-    """
-    if timeout_ns is not None:
-        return Verdict("timeout", 124, f"stopped after its timeout of {timeout_ns / 1e9:g} s")
-    if carried_out is not None:
-        return Verdict("signal", 128 + carried_out, f"ended by {describe_signal(carried_out)}")
-    number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-    code = 128 + number if number else os.WEXITSTATUS(status)
-    if oom_kills and code == 128 + signal.SIGKILL:
-        return Verdict("oom", code, "killed for lack of memory: its limit was reached")
-    if number:
-        core = ", core dumped" if os.WCOREDUMP(status) else ""
-        return Verdict("signal", code, f"ended by {describe_signal(number)}{core}")
-    return Verdict("failure" if code else "success", code, f"exited with {code}")
-
-
-def describe_signal(number: int) -> str:
-    """Return a signal's name, such as SIGTERM, or its number where it has none."""
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
+def _fields(kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key in kind._fields}

@@ -17,6 +17,7 @@ DEFAULT_KINDS: Final = frozenset(
 )
 DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 STOP_TIMEOUT_NS: Final = 10 * 10**9
+LEAST_SAMPLE_NS: Final = 10**6
 _CAP_SYS_ADMIN: Final = 21  # include/uapi/linux/capability.h
 
 
@@ -25,8 +26,9 @@ class RunSpec:
     """One job as asked for. Raises UsageError where it makes no sense. Times are ns.
 
     `name` is the job's name, by default the base name of the command. `mount_proc`: a fresh /proc, where pid and mnt
-    are both new. `timeout_ns`: SIGTERM after it, SIGKILL to all `stop_timeout_ns` later. `notes` tell what was changed
-    against the words of the user, and why.
+    are both new. `timeout_ns`: SIGTERM after it, SIGKILL to all `stop_timeout_ns` later; `cpu_timeout_ns`: the same after so
+    much CPU time of all its processes. `sample_ns`: how often its timeline is read. `notes` tell what was changed against the
+    words of the user, and why.
     """
 
     argv: tuple[str, ...]
@@ -40,7 +42,9 @@ class RunSpec:
     mount_proc: bool = True
     init: bool = False
     timeout_ns: int | None = None
+    cpu_timeout_ns: int | None = None
     stop_timeout_ns: int = STOP_TIMEOUT_NS
+    sample_ns: int | None = None
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -52,6 +56,8 @@ class RunSpec:
             raise UsageError("--hostname without a new uts namespace would rename the host", hint="add uts to --isolate")
         if len(os.fsencode(self.hostname)) > 64:
             raise UsageError(f"--hostname {self.hostname!r} is longer than 64 bytes", hint="sethostname(2) takes no more")
+        if self.sample_ns is not None and self.sample_ns < LEAST_SAMPLE_NS:
+            raise UsageError("--sample is too short", hint="at least 1ms: a reading takes some 50 us")
         for key, value in self.env:
             if not key or "=" in key or "\0" in key + value:
                 raise UsageError(f"--env {key!r} is not a variable", hint="--env NAME=VALUE, or --env NAME to pass one on")

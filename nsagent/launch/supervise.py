@@ -6,13 +6,16 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import NamedTuple
 
-from nsagent.errors import LaunchError
+from nsagent.cgroups.meter import Meter
+from nsagent.errors import LaunchError, UnsupportedError
 from nsagent.launch.handshake import Decoder, Ended, Failed, Ready
 from nsagent.launch.signals import HARMLESS, STOPPING, Inbox, Received, Terminal, read_disposition
 
+_CPU_PAUSE_NS = 4_000_000  # a tick: a running task's time is not known sooner
 _SUSPEND_GRACE_S = 0.2  # for a program that puts its terminal in order on SIGTSTP
 
 
@@ -20,19 +23,47 @@ class Ending(NamedTuple):
     """How the child ended: it is a zombie now, not waited for yet.
 
     `failure`: it never ran CMD. `command_status`: CMD's wait status where an init reaped it. `carried_out`: the signal
-    whose default effect PID 1 does not get from the kernel, and got from us. `timed_out`: `timeout_ns` was over.
+    whose default effect PID 1 does not get from the kernel, and got from us. `stopped`: why it was, or "".
     """
 
     failure: Failed | None
     command_status: int | None
     carried_out: int | None
-    timed_out: bool
+    stopped: str
+
+
+@dataclass(slots=True)
+class Alarm:
+    """Something to do at a time: `ring` is called with the time it is and returns when next. CLOCK_MONOTONIC ns; None: never."""
+
+    due_ns: int | None
+    ring: Callable[[int], int | None]
+
+
+class CpuTimeout:
+    """Calls `stop` when a cgroup has used `limit_ns` of CPU. Looks no sooner than all CPUs together could have used the rest."""
+
+    def __init__(self, meter: Meter, limit_ns: int, stop: Callable[[str], None]) -> None:
+        self._meter = meter
+        self._limit_ns = limit_ns
+        self._stop = stop
+        self._cpus = os.cpu_count() or 1
+
+    def ring(self, now_ns: int) -> int | None:
+        """Look now; return when next, or None where it is done. Raises UnsupportedError where the CPU time cannot be read."""
+        used_ns = self._meter.cpu_ns()
+        if used_ns is None:
+            raise UnsupportedError("--cpu-timeout", "the job's cgroup does not tell its CPU time", hint="see 'nsagent doctor'")
+        if used_ns >= self._limit_ns:
+            self._stop(f"stopped after its timeout of {self._limit_ns / 1e9:g} s of CPU time")
+            return None
+        return now_ns + max((self._limit_ns - used_ns) // self._cpus, _CPU_PAUSE_NS)
 
 
 class Supervisor:
     """Watches one child. `pid_one`: it is PID 1 of a namespace of its own, and has no init of ours.
 
-    `kill` ends every process of the job; it is called for a carried-out signal and after a timeout's grace.
+    `kill` ends every process of the job; it is called for a carried-out signal and `stop_timeout_ns` after a `stop`.
     """
 
     def __init__(
@@ -45,6 +76,7 @@ class Supervisor:
         terminal: Terminal,
         kill: Callable[[], None],
         pid_one: bool,
+        stop_timeout_ns: int,
     ) -> None:
         self._pid = pid
         self._pidfd = pidfd
@@ -58,7 +90,9 @@ class Supervisor:
         self._failure: Failed | None = None
         self._command_status: int | None = None
         self._carried_out: int | None = None
-        self._timed_out = False
+        self._stopped = ""
+        self._stop_timeout_ns = stop_timeout_ns
+        self._grace = Alarm(None, self._end_grace)
         self._poll = select.poll()
         for fd in (pidfd, channel):
             self._poll.register(fd, select.POLLIN)
@@ -75,19 +109,20 @@ class Supervisor:
             if not data:
                 raise LaunchError("the child ended before it was ready", stage="handshake", call="read")
 
-    def wait(self, timeout_ns: int | None, stop_timeout_ns: int) -> Ending:
-        """Pass signals on until the child has ended. A timeout is SIGTERM, then `stop_timeout_ns` later the kill."""
+    def wait(self, alarms: Iterable[Alarm] = ()) -> Ending:
+        """Pass signals on, and do what `alarms` say, until the child has ended."""
         self._poll.register(self._inbox.fd, select.POLLIN)
-        deadline = None if timeout_ns is None else time.monotonic_ns() + timeout_ns
+        alarms = [*alarms, self._grace]
         while True:
-            left_ms = None if deadline is None else max(0, (deadline - time.monotonic_ns() + 999_999) // 1_000_000)
+            due_ns = min((alarm.due_ns for alarm in alarms if alarm.due_ns is not None), default=None)
+            left_ms = None if due_ns is None else max(0, (due_ns - time.monotonic_ns() + 999_999) // 1_000_000)
             ready = {fd for fd, _ in self._poll.poll(left_ms)}
             if self._channel in ready:
                 self._read_channel()
             if self._pidfd in ready:
                 if not self._running:
                     self._read_channel()
-                return Ending(self._failure, self._command_status, self._carried_out, self._timed_out)
+                return Ending(self._failure, self._command_status, self._carried_out, self._stopped)
             if self._inbox.fd in ready:
                 batch = self._inbox.read()
                 # One stop is enough: a PID 1 that reads its terminal in the background tries again at once, each time
@@ -95,15 +130,21 @@ class Supervisor:
                 stops = [received for received in batch if received.number in STOPPING]
                 for received in [other for other in batch if other not in stops] + stops[:1]:
                     self._take(received)
-            if deadline is not None and time.monotonic_ns() >= deadline:
-                if self._timed_out:
-                    self._kill()
-                    deadline = None
-                else:
-                    self._timed_out = True
-                    deadline = time.monotonic_ns() + stop_timeout_ns
-                    self.send(signal.SIGTERM)
-                    self._signal(signal.SIGCONT)  # a stopped job takes it too
+            now_ns = time.monotonic_ns()
+            for alarm in alarms:
+                if alarm.due_ns is not None and alarm.due_ns <= now_ns:
+                    alarm.due_ns = alarm.ring(now_ns)
+
+    def stop(self, reason: str) -> None:
+        """Ask the job to end, with SIGTERM; what is left of it after the stop timeout is killed. The first reason counts."""
+        if not self._stopped:
+            self._stopped = reason
+            self._grace.due_ns = time.monotonic_ns() + self._stop_timeout_ns
+            self.send(signal.SIGTERM)
+            self._signal(signal.SIGCONT)  # a stopped job takes it too
+
+    def _end_grace(self, _now_ns: int) -> None:
+        self._kill()
 
     def _read_channel(self) -> None:
         while not self._running:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import signal
+from pathlib import Path
 
 import pytest
 
-from nsagent.cgroups.stats import CgroupStats, CpuStats, IoDevice, IoStats, MemoryStats, PidsStats
-from nsagent.launch import measure, report
+from nsagent.cgroups.limits import Limits
+from nsagent.cgroups.stats import CgroupStats, CpuStats, IoDevice, IoStats, MemoryStats, PidsStats, Pressure, PressureStats
+from nsagent.errors import AccessError, UsageError
+from nsagent.launch import gauges, measure, report, text, timeline, verdict
 from nsagent.launch.handshake import Failed
 from nsagent.launch.supervise import failure_error
 
@@ -25,16 +30,16 @@ from nsagent.launch.supervise import failure_error
         (137 << 8, {"oom_kills": 1}, "oom", 137, "lack of memory"),
         (1 << 8, {"oom_kills": 1}, "failure", 1, "exited with 1"),
         (signal.SIGKILL, {"carried_out": signal.SIGINT}, "signal", 130, "SIGINT"),
-        (0, {"timeout_ns": 10**9}, "timeout", 124, "timeout of 1 s"),
-        (signal.SIGKILL, {"timeout_ns": 10**9, "carried_out": signal.SIGTERM, "oom_kills": 1}, "timeout", 124, "timeout"),
+        (0, {"stopped": "stopped after 1 s"}, "timeout", 124, "after 1 s"),
+        (signal.SIGKILL, {"stopped": "its timeout", "carried_out": signal.SIGTERM, "oom_kills": 1}, "timeout", 124, "timeout"),
         (40, {}, "signal", 168, "signal 40"),
     ],
 )
-def test_verdicts(status: int, more: dict[str, int], outcome: str, code: int, words: str) -> None:
-    given: dict[str, int | None] = {"timeout_ns": None, "carried_out": None, "oom_kills": 0}
-    verdict = report.judge(status, **(given | more))  # type: ignore[arg-type]
-    assert (verdict.outcome, verdict.exit_code) == (outcome, code)
-    assert words in verdict.reason
+def test_verdicts(status: int, more: dict[str, object], outcome: str, code: int, words: str) -> None:
+    given: dict[str, object] = {"stopped": "", "carried_out": None, "oom_kills": 0}
+    found = verdict.judge(status, **(given | more))  # type: ignore[arg-type]
+    assert (found.outcome, found.exit_code) == (outcome, code)
+    assert words in found.reason
 
 
 def result(usage: report.JobUsage, **changes: object) -> report.RunResult:
@@ -59,15 +64,27 @@ def result(usage: report.JobUsage, **changes: object) -> report.RunResult:
 
 
 def test_what_nobody_reported_is_absent() -> None:
-    text = report.to_text(result(report.JobUsage()))
-    for word in ("cpu", "memory", "io", "pids", "throttled", "oom"):
-        assert f"\n  {word} " not in text
-    assert json.loads(report.to_json(result(report.JobUsage())))["usage"] == {}
+    words = text.to_text(result(report.JobUsage()))
+    for word in ("cpu", "memory", "io", "faults", "switches", "run queue", "pids", "throttled", "pressure", "oom", "mem / time"):
+        assert f"\n  {word} " not in words
+    parsed = json.loads(text.to_json(result(report.JobUsage())))
+    assert parsed["usage"] == {}
+    assert {"cpus", "cpu_efficiency", "timeline"} & parsed.keys() == set()
 
 
-def test_everything_is_there() -> None:
+def everything() -> report.RunResult:
     waited = report.JobUsage(
-        cpu_ns=1, cpu_source="wait", io_read_bytes=4096, io_write_bytes=0, io_source="tasks", memory_source=None
+        cpu_ns=1,
+        cpu_source="wait",
+        io_read_bytes=4096,
+        io_write_bytes=0,
+        io_source="tasks",
+        max_rss_bytes=2 << 20,
+        minor_faults=70,
+        major_faults=2,
+        voluntary_switches=11,
+        involuntary_switches=12,
+        run_queue_ns=250_000_000,
     )
     stats = CgroupStats(
         cpu=CpuStats(
@@ -76,30 +93,147 @@ def test_everything_is_there() -> None:
         memory=MemoryStats(peak_bytes=3 << 20, events={"oom_kill": 2}),
         io=IoStats({"254:0": IoDevice(read_bytes=8192, write_bytes=512), "254:1": IoDevice(reads=1)}),
         pids=PidsStats(peak=4),
+        pressure=PressureStats({"cpu": Pressure(10**8, 0), "io": Pressure(0, 0), "irq": Pressure(None, 5)}),
     )
-    done = result(measure.with_cgroup(waited, stats))
-    text = report.to_text(done)
+    times = timeline.Timeline(10**9, (10**9, 2 * 10**9), (2 * 10**8, 10**9), (1 << 20, None))
+    return result(measure.with_cgroup(waited, stats), cpus=2.0, timeline=times, notes=("a note",))
+
+
+def test_everything_is_there() -> None:
+    done = everything()
+    words = text.to_text(done)
     for line in (
         "wall        2.000 s",
-        "cpu         1.000 s (user 0.900 s, system 0.100 s, 50% of one CPU)",
-        "memory      peak 3.0 MiB",
+        "cpu         1.000 s (user 0.900 s, system 0.100 s, 50% of one CPU, 25% of the 2 it had)",
+        "memory      peak 3.0 MiB (largest process 2.0 MiB)",
         "io          read 4.0 KiB, written 0 B (counted by its tasks)",
         "254:0     read 8.0 KiB, written 512 B (counted by its cgroup)",
+        "faults      70 minor, 2 major",
+        "switches    11 voluntary, 12 involuntary",
+        "run queue   0.250 s",
         "pids        peak 4",
         "throttled   0.500 s in 12 of 20 periods",
+        "pressure    some task waited for cpu 0.100 s\n",
         "oom         2 killed",
+        "cpu / time  \u2583\u2588 up to 0.80 CPUs, every 1 s",
+        "mem / time  \u2588  up to 1.0 MiB",
         "namespaces  pid 4026532001",
+        "note        a note",
     ):
-        assert line in text, text
-    assert "254:1" not in text
-    parsed = json.loads(report.to_json(done))
+        assert line in words, words
+    assert "254:1" not in words
+    parsed = json.loads(text.to_json(done))
     assert parsed["schema"] == report.SCHEMA_VERSION
-    assert parsed["usage"]["cpu_ns"] == 10**9
-    assert parsed["usage"]["cpu_source"] == "cgroup"
-    assert parsed["usage"]["io_read_bytes"] == 4096
-    assert parsed["usage"]["oom_kills"] == 2
+    usage = parsed["usage"]
+    assert (usage["cpu_ns"], usage["cpu_source"], usage["io_read_bytes"], usage["oom_kills"]) == (10**9, "cgroup", 4096, 2)
+    assert usage["io_devices"] == {"254:0": {"read_bytes": 8192, "write_bytes": 512}, "254:1": {"reads": 1}}
+    assert usage["pressure"]["irq"] == {"stalled_ns": 5}
+    assert (parsed["cpus"], parsed["cpu_efficiency"]) == (2.0, 0.25)
+    assert parsed["timeline"]["memory_bytes"] == [1 << 20, None]
     assert parsed["namespaces"]["pid"] == {"inum": 4026532001, "new": True, "id": 7}
     assert parsed["namespaces"]["user"] == {"inum": 4026531837, "new": False}
+
+
+def test_a_report_can_be_read_again() -> None:
+    for one in (everything(), result(report.JobUsage())):
+        document = json.loads(text.to_json(one))
+        assert report.from_dict(document) == one
+        later = document | {"schema": 2, "usage": document["usage"] | {"new_field": 1}}
+        assert report.from_dict(later) == one
+    with pytest.raises(KeyError):
+        report.from_dict({})
+
+
+def test_every_field_is_documented() -> None:
+    words = (Path(__file__).parents[2] / "docs" / "report.md").read_text()
+    names = [*report.JobUsage._fields, *report.RunResult.__dataclass_fields__, *timeline.Timeline._fields, "cpu_efficiency"]
+    assert [name for name in names if f"`{name}`" not in words] == []
+    assert f"`schema` is {report.SCHEMA_VERSION}" in words
+
+
+@pytest.mark.parametrize(
+    ("limits", "cpus"),
+    [
+        (Limits(cpus=0.25), 0.25),
+        (Limits(cpuset="0"), 1),
+        (Limits(cpus=1000.0), len(os.sched_getaffinity(0))),
+        (Limits(), len(os.sched_getaffinity(0))),
+    ],
+)
+def test_usable_cpus(limits: Limits, cpus: float) -> None:
+    assert measure.usable_cpus(limits) == cpus
+
+
+class Steady:
+    """A meter of one CPU that is always busy, whose memory is largest at every odd reading."""
+
+    def __init__(self) -> None:
+        self.readings = 0
+
+    def cpu_ns(self) -> int:
+        self.readings += 1
+        return self.readings * 10**6
+
+    def memory_bytes(self) -> int:
+        return 2 if self.readings % 2 else 1
+
+
+def test_a_long_timeline_stays_short_and_exact() -> None:
+    recorder = timeline.Recorder(Steady(), 10**6, 0)  # type: ignore[arg-type]
+    due = 10**6
+    for _ in range(timeline.MOST_POINTS):
+        assert due % recorder.interval_ns == 0
+        due = recorder.take(due)
+    found = recorder.timeline()
+    assert len(found.elapsed_ns) == timeline.MOST_POINTS // 2
+    assert found.interval_ns == 2 * 10**6
+    assert (found.elapsed_ns[-1], found.cpu_ns[-1]) == (timeline.MOST_POINTS * 10**6, timeline.MOST_POINTS * 10**6)
+    assert set(found.memory_bytes) == {2}
+    assert found.cores() == [1.0] * (timeline.MOST_POINTS // 2)
+
+
+def test_sparklines() -> None:
+    assert timeline.sparkline([]) == ""
+    assert timeline.sparkline([0, 0]) == "\u2581\u2581"
+    assert timeline.sparkline([0, 1, 2, None]) == "\u2581\u2585\u2588 "
+    assert timeline.sparkline([1] * 100 + [9] + [1] * 19, width=60).count("\u2588") == 1
+    assert len(timeline.sparkline([1.0] * 121, width=60)) <= 60
+
+
+def test_metrics_of_a_run(tmp_path: Path) -> None:
+    one = everything()
+    path = gauges.write_textfile(one, str(tmp_path))
+    assert path == str(tmp_path / "nsagent_run_job.prom")
+    samples = {}
+    from prometheus_client.parser import text_string_to_metric_families
+
+    for family in text_string_to_metric_families(Path(path).read_text()):
+        assert family.type == "gauge"
+        assert family.documentation
+        for sample in family.samples:
+            assert sample.labels.pop("workload") == "job"
+            samples[sample.name, *sample.labels.values()] = sample.value
+    assert samples["nsagent_run_outcome", "success"] == 1
+    assert sum(value for key, value in samples.items() if key[0] == "nsagent_run_outcome") == 1
+    assert math.isclose(samples["nsagent_run_cpu_seconds", "user"], 0.9)
+    assert samples["nsagent_run_duration_seconds",] == 2
+    assert samples["nsagent_run_memory_peak_bytes",] == 3 << 20
+    assert samples["nsagent_run_pressure_waiting_seconds", "cpu"] == 0.1
+    assert ("nsagent_run_pressure_waiting_seconds", "irq") not in samples
+    assert [entry.name for entry in tmp_path.iterdir()] == ["nsagent_run_job.prom"]
+    assert Path(path).stat().st_mode & 0o777 == 0o644
+    bare = gauges.exposition(result(report.JobUsage(), name='a"b\\c'))
+    assert 'workload="a\\"b\\\\c"' in bare
+    assert "cpu" not in bare
+
+
+def test_where_no_metrics_can_go() -> None:
+    with pytest.raises(AccessError, match="textfile:/nosuch"):
+        gauges.check_textfile("/nosuch")
+    for url in ("", "ftp://x", "http://", "127.0.0.1:9091"):
+        with pytest.raises(UsageError):
+            gauges.check_push(url)
+    gauges.check_push("http://127.0.0.1:9091")
 
 
 @pytest.mark.parametrize(
