@@ -139,12 +139,21 @@ def measure_bare(paths: list[Path], rounds: int) -> list[float]:
             os.close(directory)
 
 
+@contextlib.contextmanager
+def raised_file_limit() -> Iterator[None]:
+    """Have as many descriptors as this process may, for itself and for the agent."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 1 << 16)), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 def measure() -> Result:
     """Scrape with growing numbers of cgroups."""
     result = Result()
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 1 << 16)), hard))
-    with running_agent() as agent:
+    with raised_file_limit(), running_agent() as agent:
         series: dict[str, list[float]] = {}
         for size, rounds in ROUNDS.items():
             name = f"{size:,} cgroups" if size else "all else"

@@ -1,0 +1,57 @@
+"""What an agent costs a node that nobody looks at: its CPU, all threads and the kernel's work on their behalf, while a Prometheus
+scrapes it every 15 s. 1,000 cgroups with a process each. cAdvisor 0.60 took 4.1 CPU seconds a minute for them on such a machine with
+its defaults (1.5 between four scrapes, 0.64 each). Then 10,000 sleeping processes in one cgroup: what they add to a scrape."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from bench.agent import Agent, running_agent
+from bench.bench_scrape import cgroups, raised_file_limit, scrape_gzip
+from bench.measure import Result, elapsed, herd
+
+TITLE = "Minutes of an agent"
+INTERVAL_S = 15.0  # Prometheus' global default is a minute; most set 15 s
+MINUTES = int(os.environ.get("NSAGENT_BENCH_MINUTES", "2"))
+CADVISOR_MS = 4100.0
+PROCESSES = 10_000
+ROUNDS = 15
+
+
+def minutes(agent: Agent) -> list[float]:
+    """Scrape at the interval; return the ms of CPU of each minute."""
+    scrape_gzip(agent)
+    spent = []
+    for _ in range(MINUTES):
+        before, start = agent.cpu_ms(), time.monotonic()
+        for number in range(1, int(60 / INTERVAL_S) + 1):
+            time.sleep(max(0.0, start + number * INTERVAL_S - time.monotonic()))
+            scrape_gzip(agent)
+        spent.append(agent.cpu_ms() - before)
+    return spent
+
+
+def kernel_mib(exposition: bytes) -> float:
+    """Return the sum of nsagent_kernel_memory_bytes."""
+    lines = (line for line in exposition.splitlines() if line.startswith(b"nsagent_kernel_memory_bytes"))
+    return sum(float(line.split()[-1]) for line in lines) / (1 << 20)
+
+
+def measure() -> Result:
+    """Let time pass, then add processes."""
+    result = Result()
+    with raised_file_limit(), running_agent() as agent:
+        with cgroups(1000):
+            result.add({"CPU a minute, 1,000 cgroups": minutes(agent), "cAdvisor": [CADVISOR_MS]}, "ms", "cAdvisor")
+            result.notes.append(f"Descriptors and maps of the agent pin {kernel_mib(agent.scrape()):.1f} MiB of the kernel.")
+        times: dict[str, list[float]] = {"scrape, no process added": [], f"scrape, {PROCESSES:,} processes more": []}
+        plain, crowded = times.values()
+        for _ in range(2):  # in turns: a slow moment hits both
+            agent.scrape()
+            plain += [elapsed(agent.scrape) for _ in range(ROUNDS)]
+            with herd(PROCESSES):
+                agent.scrape()
+                crowded += [elapsed(agent.scrape) for _ in range(ROUNDS)]
+        result.add(times, "ms", "scrape, no process added")
+    return result
