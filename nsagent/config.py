@@ -43,6 +43,7 @@ FLAGS: Final = {  # what each field of AgentConfig is called where people see it
     "cgroup_include": "cgroup-include",
     "cgroup_exclude": "cgroup-exclude",
     "max_depth": "max-depth",
+    "collectors_off": "no-collector",
     **{name: name.replace("_", "-") for name in ("state_dir", "pin_dir", "cache_dir", "object_dir", "events_to", "log_level")},
 }
 
@@ -79,6 +80,7 @@ class AgentConfig:
     cgroup_include: tuple[str, ...] = ()  # as nsagent.cgroups.selection takes them
     cgroup_exclude: tuple[str, ...] = ()
     max_depth: int | None = None
+    collectors_off: frozenset[str] = frozenset()  # of nsagent.metrics.family.COLLECTORS
 
     def __post_init__(self) -> None:
         """Raise UsageError for what makes no sense."""

@@ -26,7 +26,7 @@ BUDGET_S: Final = 0.010
 PIDS_EVERY_S: Final = 15.0
 KEPT_S: Final = 45.0  # how long a last reading stands in while no member is known: three rounds of looking for one
 _NONE: Final[Mapping[str, Any]] = MappingProxyType({})
-_READ: Final = frozenset({NamespaceKind.NET, NamespaceKind.MNT, NamespaceKind.PID, NamespaceKind.USER, NamespaceKind.TIME})
+READ: Final = frozenset({NamespaceKind.NET, NamespaceKind.MNT, NamespaceKind.PID, NamespaceKind.USER, NamespaceKind.TIME})
 
 
 class Device(NamedTuple):
@@ -123,7 +123,16 @@ _UNKNOWN: Final = _Known(0, float("-inf"), float("-inf"), None, {})
 class NamespaceReader:
     """Reads the figures of namespaces. One `read` at a time."""
 
-    def __init__(self, procfs: str = "/proc", *, budget_s: float = BUDGET_S, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        procfs: str = "/proc",
+        *,
+        budget_s: float = BUDGET_S,
+        clock: Callable[[], float] = time.monotonic,
+        kinds: frozenset[NamespaceKind] = READ,
+    ) -> None:
+        """`kinds`: of which kinds namespaces are read; the limits too, if of another than net."""
+        self._kinds = kinds
         self._procfs = procfs
         self._budget_s = budget_s
         self._clock = clock
@@ -136,15 +145,16 @@ class NamespaceReader:
 
         A namespace that is not in `members` is forgotten.
         """
-        highest = self._highest_pids(self._clock())
+        highest = self._highest_pids(self._clock()) if NamespaceKind.PID in self._kinds else {}
         start = self._clock()
-        known = {namespace: self._known.get(namespace, _UNKNOWN) for namespace in members if namespace.kind in _READ}
+        known = {namespace: self._known.get(namespace, _UNKNOWN) for namespace in members if namespace.kind in self._kinds}
         for namespace in sorted(known, key=lambda namespace: known[namespace].tried_at):
             if (now := self._clock()) - start >= self._budget_s:
                 break
             known[namespace] = self._renew(namespace, members[namespace], known[namespace], highest, now)
         self._known = known
-        return NodeFigures({namespace: each.figures for namespace, each in known.items() if each.figures}, self._limits())
+        limits = self._limits() if self._kinds - {NamespaceKind.NET} else {}
+        return NodeFigures({namespace: each.figures for namespace, each in known.items() if each.figures}, limits)
 
     def _renew(self, namespace: NamespaceId, pid: int, last: _Known, highest: Mapping[int, int], now: float) -> _Known:
         files = last.files or {}

@@ -356,13 +356,16 @@ class Sampler:
         namespace_figures: Callable[[], NodeFigures] | None = None,
         node_cpu_ns: Callable[[], int] | None = None,
         identities: Identities | None = None,
+        cgroup_usage: bool = True,
     ) -> None:
+        """`cgroup_usage`: whether samples have what the tasks of each cgroup used."""
         self.facts = Facts()
         self.reload: Callable[[], Reload | None] = lambda: None
         self.selection = self._selected = Selection()
         self._cgroup_source = cgroups
         self._ends = ends
         self._usage_source = usage
+        self._has_cgroup_usage = cgroup_usage
         self._read_counts = counts
         self._read_maps = maps
         self._history = history
@@ -481,7 +484,9 @@ class Sampler:
     ) -> tuple[dict[str, Usage], dict[str, Usage], dict[NamespaceId, Usage], dict[NamespaceId, Usage]]:
         if usage is None:
             return {}, {}, {}, {}
-        live, gone = self._ancestry.sum_up(usage.cgroups)
+        live, gone = self._ancestry.sum_up(usage.cgroups)  # which also forgets what is of no use any more
+        if not self._has_cgroup_usage:
+            live = gone = {}
         for path in cgroups_ended.keys() & gone.keys():
             self._cgroup_usage.end(path, gone[path], now)
         used, ended = self._cgroup_usage.update(self._only_selected(live), now)

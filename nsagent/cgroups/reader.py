@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Final
 
 from nsagent.cgroups import core, parts, v1, v2
@@ -35,13 +35,20 @@ class Reader:
     out of the next 2, 4, 8.. readings.
     """
 
-    def __init__(self, layout: Layout, clock: Callable[[], float] = time.perf_counter, lane: Lane | None = None) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        clock: Callable[[], float] = time.perf_counter,
+        lane: Lane | None = None,
+        without: Collection[str] = (),
+    ) -> None:
+        """`without`: see find_sources."""
         self.layout = layout
         self.lane = lane
         self.seconds: dict[str, float] = {}
         self.backoffs: dict[str, int] = {}
         self._clock = clock
-        self._sources = find_sources(layout)
+        self._sources = find_sources(layout, without)
         self._hierarchies: dict[Hierarchy, list[Source]] = {}
         for source in self._sources:
             self._hierarchies.setdefault(source.hierarchy, []).append(source)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -27,6 +27,7 @@ _PARTS: Final = {
 }
 _WITHOUT_CONTROLLER: Final = frozenset({"cpu", "pressure", "state"})
 
+_MEMORY_STAT: Final = frozenset({"memory.stat", "memory.kmem.usage_in_bytes"})  # v1 has memory by type in both
 _STANDING: Final = v1.SETTINGS | v2.SETTINGS | {"cgroup.stat"}
 
 
@@ -64,10 +65,12 @@ class Source:
             self.files = parts.hugetlb_files(place.list()) if place is not None else ()
 
 
-def find_sources(layout: Layout) -> list[Source]:
-    """Return what can be read here."""
+def find_sources(layout: Layout, without: Collection[str] = ()) -> list[Source]:
+    """Return what can be read here, `without` the parts of these names; "memory-stat" is the file that costs most of memory's."""
     found: list[Source] = []
     for part, controllers in _PARTS.items():
+        if part in without:
+            continue
         legacy = [
             Source(hierarchy, part, controller, v1.FILES[controller])
             for controller in controllers
@@ -82,4 +85,7 @@ def find_sources(layout: Layout) -> list[Source]:
                 files = tuple(name for name in files if read(os.path.join(layout.procfs, "pressure", name.partition(".")[0])))
             if files or part == "hugetlb":
                 found.append(Source(layout.v2, part, part, files))
+    if "memory-stat" in without:
+        for source in found:
+            source.files = tuple(name for name in source.files if name not in _MEMORY_STAT)
     return found

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import click
@@ -19,6 +19,7 @@ from nsagent.errors import NsagentError, UsageError
 from nsagent.findings import RULES
 from nsagent.kernel import pins
 from nsagent.launch import quantities
+from nsagent.metrics.family import COLLECTORS
 from nsagent.web import config as webconfig
 
 EPILOG = """\
@@ -37,6 +38,7 @@ Examples:
                                                       TLS and passwords, as for node_exporter
   nsagent agent --cgroup-include '*.service' --cgroup-exclude /user.slice
                                                       services, but none of users; docs/selection.md has the patterns
+  nsagent agent --no-collector all --collector io     CPU, memory and pids of cgroups, and their IO
   nsagent agent --textfile /var/lib/prometheus/node-exporter
                                                       and node_exporter shows what this agent knows
 
@@ -96,6 +98,13 @@ class _Command(click.Command):
         return context
 
 
+def _collectors_off(on: Sequence[str], off: Sequence[str]) -> frozenset[str]:
+    """Return which collectors are off. Raises UsageError: one is to be both on and off."""
+    if both := sorted(set(on) & set(off)):
+        raise UsageError(f"--collector {both[0]} and --no-collector {both[0]}: it is on or off")
+    return frozenset(COLLECTORS if _ALL in off else off) - set(on)
+
+
 def _make_settings(flags: Mapping[str, Any]) -> config.AgentConfig:
     """Return what the flags mean. Raises NsagentError."""
     for sink in flags["events_to"]:
@@ -131,6 +140,7 @@ def _make_settings(flags: Mapping[str, Any]) -> config.AgentConfig:
         cgroup_include=flags["cgroup_include"],
         cgroup_exclude=flags["cgroup_exclude"],
         max_depth=flags["max_depth"],
+        collectors_off=_collectors_off(flags["collector"], flags["no_collector"]),
     )
 
 
@@ -161,6 +171,7 @@ def _check(ctx: click.Context, settings: config.AgentConfig) -> None:
         click.echo(f"{name} = {shown}" + (f"  # {came}" if came else ""))
 
 
+_ALL: Final = "all"
 _SOURCES: Final = {
     ParameterSource.COMMANDLINE: "flag",
     ParameterSource.ENVIRONMENT: "variable",
@@ -201,6 +212,10 @@ _SOURCES: Final = {
               help="Neither read nor show these cgroups nor what is below them; may be repeated.")  # fmt: skip
 @click.option("--max-depth", type=int, metavar="N", show_default=False,
               help="Read and show no cgroup deeper than that; /system.slice has depth 1.")  # fmt: skip
+@click.option("--no-collector", multiple=True, type=click.Choice([_ALL, *COLLECTORS]),
+              help="Do not read and show these; all leaves the core, CPU, memory and pids; may be repeated.")  # fmt: skip
+@click.option("--collector", multiple=True, type=click.Choice(list(COLLECTORS)),
+              help="Read and show these; what --no-collector all is to leave; may be repeated.")  # fmt: skip
 @click.option("--runtime", multiple=True, metavar="SOCKET", default=config.DEFAULT_RUNTIMES,
               show_default=", ".join(config.DEFAULT_RUNTIMES),
               help="Ask docker or podman there for names, or a CRI (containerd*.sock, cri*.sock); may be repeated.")  # fmt: skip

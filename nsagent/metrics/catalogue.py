@@ -75,7 +75,7 @@ def markdown() -> str:
                 f"{family.help}\n",
                 f"- type: {family.type}; labels: {labels}{shown}",
                 f"- source: {family.source}",
-                f"- {_exactness(family)}\n",
+                f"- {_exactness(family)}" + (f"; collector {family.collector}" if family.collector else "") + "\n",
             ]
     return "\n".join(lines)
 

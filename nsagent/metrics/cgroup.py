@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from operator import attrgetter
 from typing import Any, Final, Literal
 
 from nsagent.cgroups.stats import IoStats
-from nsagent.metrics.family import NS_PER_S, Each, Family, Number, Scope
+from nsagent.metrics.family import COLLECTORS, NS_PER_S, Each, Family, Number, Scope
 
 _CG: Final = Scope.CGROUP
 
@@ -95,7 +96,7 @@ def _used(name: str, label: str, help_: str, source: str, **fields: str) -> Fami
     )
 
 
-FAMILIES: Final[tuple[Family, ...]] = (
+_FAMILIES: Final[tuple[Family, ...]] = (
     _counter(
         "cpu_usage_seconds_total",
         "CPU time of the cgroup and its descendants, living and dead.",
@@ -491,3 +492,26 @@ FAMILIES: Final[tuple[Family, ...]] = (
         idle="idle",
     ),
 )
+
+_MEMORY_STAT: Final = frozenset(
+    f"nsagent_cgroup_memory_{name}"
+    for name in (
+        "bytes",
+        "working_set_bytes",
+        "page_faults_total",
+        "refaults_total",
+        "scanned_pages_total",
+        "reclaimed_pages_total",
+    )
+)
+
+
+def _collector(family: Family) -> str:
+    if family.scope is Scope.CGROUP_USAGE:
+        return "tasks"
+    if family.name in _MEMORY_STAT:
+        return "memory-stat"
+    return family.part if family.part in COLLECTORS else ""
+
+
+FAMILIES: Final[tuple[Family, ...]] = tuple(replace(family, collector=_collector(family)) for family in _FAMILIES)

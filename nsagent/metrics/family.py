@@ -13,6 +13,23 @@ Each = Iterable[tuple[tuple[str, ...], Number]]
 NS_PER_S: Final = 10**9
 
 
+# What can be switched off, each with its families and the reading of its files. CPU, memory, events and pids of cgroups, what
+# namespaces use and the traced calls always belong to it.
+COLLECTORS: Final[dict[str, str]] = {
+    "memory-stat": "memory by type, faults, reclaim and the working set of cgroups",
+    "io": "IO of cgroups by device",
+    "pressure": "pressure of cgroups",
+    "cpuset": "CPUs and memory nodes of cgroups",
+    "hugetlb": "huge pages of cgroups",
+    "rdma": "RDMA objects of cgroups",
+    "misc": "scarce resources of cgroups",
+    "state": "frozen, populated and descendants of cgroups",
+    "tasks": "what the tasks of cgroups used: run queue, IO, context switches, states",
+    "network": "traffic, sockets and connections of net namespaces",
+    "namespaces": "mounts, highest pid, depth, clock offsets and limits of namespaces",
+}
+
+
 class Scope(enum.Enum):
     """What a family has one series (or some) of."""
 
@@ -38,6 +55,7 @@ class Family:
     of Usage (left out where the source lacks it). Instead of parts a family can have `each`, which yields label values and
     numbers. A number in ns (`scale` NS_PER_S) is written in seconds. `final` gauges are kept with what has ended.
     A family of Scope.CGROUP reads one `part` of CgroupStats: its functions get that part, and only where there is one.
+    `collector` is one of COLLECTORS, or empty where the family is always there.
     """
 
     name: str
@@ -51,6 +69,7 @@ class Family:
     scale: int = 1
     final: bool = False
     part: str = ""
+    collector: str = ""
 
     @property
     def all_labels(self) -> tuple[str, ...]:

@@ -107,7 +107,11 @@ def _figure(
     name: str, help_: str, source: str, each: Callable[[NodeSample], Each], *, label: str = "", type_: Any = "gauge"
 ) -> Family:
     labels = ("kind", "inum", "id", label) if label else ("kind", "inum", "id")
-    return Family(f"nsagent_namespace_{name}", type_, Scope.NODE, help_, source, labels, each=each)
+    return Family(f"nsagent_namespace_{name}", type_, Scope.NODE, help_, source, labels, each=each, collector=_collector(source))
+
+
+def _collector(source: str) -> str:
+    return "network" if source.startswith("/proc/PID/net/") else "namespaces"
 
 
 def _traffic() -> Iterator[Family]:
@@ -410,6 +414,7 @@ FAMILIES: Final[tuple[Family, ...]] = (
         "/proc/sys/user/max_*_namespaces",
         ("kind",),
         each=_limits,
+        collector="namespaces",
     ),
     Family(
         "nsagent_accounting_error_ratio",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from nsagent.cgroups.ends import Ended, Ends
 from nsagent.cgroups.layout import Layout
@@ -21,9 +21,10 @@ log = logging.getLogger(__name__)
 class NodeCgroups:
     """The cgroups of a layout as sample.CgroupSource."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, without: Collection[str] = ()) -> None:
+        """`without` names what is not read of any: see cgroups.sources."""
         self._tree = Tree(layout, retain=0, watched=True)  # the sampler keeps what ended
-        self._reader = Reader(layout)
+        self._reader = Reader(layout, without=without)
         self._lane: CgroupLane | None = None
         self._accounting = layout.accounting[1].key
         self._ended: dict[str, Ended] = {}

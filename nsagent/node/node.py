@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from nsagent import namespaces
@@ -27,7 +27,7 @@ from nsagent.kernel.cgroups import CgroupRing
 from nsagent.namespaces import NamespaceKind
 from nsagent.node import facts
 from nsagent.node.cgroups import NodeCgroups, NodeEnds
-from nsagent.nsfigures import NamespaceReader, NodeFigures
+from nsagent.nsfigures import READ, NamespaceReader, NodeFigures
 from nsagent.origins import Origins
 from nsagent.records import Counts
 from nsagent.runtimes import Runtimes
@@ -56,7 +56,7 @@ class Node:
         self.features: dict[str, str | None] = {}
         self.ancestry = Ancestry(os.path.join(config.state_dir, "cgroups.json"))
         self.layout = self._read_layout()
-        self.cgroups = NodeCgroups(self.layout) if self.layout else None
+        self.cgroups = NodeCgroups(self.layout, config.collectors_off) if self.layout else None
         self.origins = Origins(self.layout, self.cgroups.path_of if self.cgroups else lambda cgroup: None)
         self.attached = self._attach(config, as_found=not keep_history) if config.bpf else None
         if self.attached and self.cgroups:
@@ -81,10 +81,10 @@ class Node:
         before = self.history.counts.values if self.history else collections.Counter[str]()
         self._found_before = {rule: before[f"finding {rule}"] for rule in RULES}
         self._lost_before = before[QUEUE_FULL]
-        self._namespaces = NamespaceReader()
+        self._namespaces = self._read_kinds(config.collectors_off)
         self.runtimes = Runtimes(config.runtimes if keep_history else (), retain_s=config.retain_ns / 1e9)
         self._usage: KernelUsage | ProcfsUsage
-        self.sampler = self._make_sampler(config.retain_ns)
+        self.sampler = self._make_sampler(config.retain_ns, cgroup_usage="tasks" not in config.collectors_off)
         self._selection = {name: getattr(config, name) for name in ("cgroup_include", "cgroup_exclude", "max_depth")}
         self._select()
         self.sampler.facts = facts.read_facts(self.layout, self.attached, self.features)
@@ -159,9 +159,9 @@ class Node:
         before, rise = self._found_before, self.history.counts.rise
         return {rule: rise(f"finding {rule}", before[rule] + count) for rule, count in self.findings.counts().items()}
 
-    def _make_sampler(self, retain_ns: int) -> Sampler:
+    def _make_sampler(self, retain_ns: int, *, cgroup_usage: bool) -> Sampler:
         cgroups, findings = self.cgroups, self._found if self.findings else None
-        figures = self._figures if self.history else None
+        figures = self._figures if self.history and self._namespaces else None
         identities = Identities(self.runtimes.names, self.runtimes.want)
         if self.attached is None:
             from nsagent.procusage import ProcfsUsage
@@ -178,6 +178,7 @@ class Node:
                 findings=findings,
                 namespace_figures=figures,
                 identities=identities,
+                cgroup_usage=cgroup_usage,
             )
         successor = self.ancestry.successor if cgroups else lambda cgroup: cgroup
         self._usage = kernel_usage = KernelUsage(self.attached, retain_s=retain_ns / 1e9, successor=successor)
@@ -194,6 +195,7 @@ class Node:
             namespace_figures=figures,
             node_cpu_ns=self._node_cpu_ns,
             identities=identities,
+            cgroup_usage=cgroup_usage,
         )
 
     def settings(self) -> dict[str, Callable[[Any], None]]:
@@ -218,8 +220,15 @@ class Node:
         self.runtimes.retain(retain_ns / 1e9)
         self._usage.retain_s = retain_ns / 1e9
 
+    @staticmethod
+    def _read_kinds(off: Collection[str]) -> NamespaceReader | None:
+        net = frozenset({NamespaceKind.NET})
+        kinds = READ - (net if "network" in off else frozenset()) - (READ - net if "namespaces" in off else frozenset())
+        return NamespaceReader(kinds=kinds) if kinds else None
+
     def _figures(self) -> NodeFigures:
         assert self.history is not None
+        assert self._namespaces is not None
         return self._namespaces.read({namespace: pid for namespace, (pid, _) in self.history.oldest().items()})
 
     def _node_cpu_ns(self) -> int:

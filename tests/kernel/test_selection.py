@@ -1,60 +1,33 @@
-"""An agent that shows some cgroups: it never opens a file of the others, and their usage is in the sums above them."""
+"""An agent that shows some cgroups, or some families: it reads no file of the others, and the sums above them have all."""
 
 from __future__ import annotations
 
-import ctypes
-import os
 import signal
-import struct
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from nsagent.metrics import catalogue
+from tests.kernel.accesses import Accesses
 from tests.kernel.agents import Agent, Samples, get, running
 from tests.kernel.test_agent_metrics import BURN, directories, member, usage_ns
 from tests.support import require_root, wait_for
 
 pytestmark = pytest.mark.kernel
 
-_LIBC = ctypes.CDLL(None, use_errno=True)
-_IN_OPEN = 0x20
-_IN_ISDIR = 0x40000000
+
+CORE = (
+    "cgroup_cpu_usage_seconds_total",
+    "cgroup_memory_usage_bytes",
+    "cgroup_pids",
+    "namespace_cpu_seconds_total",
+    "syscalls_total",
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _root() -> None:
     require_root()
-
-
-class Opened:
-    """Which files in some directories were opened: inotify(7)."""
-
-    def __init__(self, *directories: Path) -> None:
-        self._fd = _LIBC.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
-        assert self._fd >= 0
-        for directory in directories:
-            assert _LIBC.inotify_add_watch(self._fd, os.fsencode(directory), _IN_OPEN) > 0, os.strerror(ctypes.get_errno())
-
-    def names(self) -> set[str]:
-        """Return the names since the last call; the directory itself is "" and no file."""
-        return set(self._read())
-
-    def _read(self) -> Iterator[str]:
-        while True:
-            try:
-                events = os.read(self._fd, 1 << 16)
-            except BlockingIOError:
-                return
-            while events:
-                _, mask, _, length = struct.unpack_from("iIII", events)
-                if not mask & _IN_ISDIR:
-                    yield events[16 : 16 + length].rstrip(b"\0").decode()
-                events = events[16 + length :]
-
-    def close(self) -> None:
-        """End it."""
-        os.close(self._fd)
 
 
 def nested(path: str) -> dict[str, Path]:
@@ -83,13 +56,12 @@ def test_what_is_not_selected_is_not_opened_and_counts_above(world: list[str], c
     flags = ["--cgroup-include", top, "--cgroup-exclude", "not\\wan*", "--ephemeral"]
     with running(world, *flags) as agent, member(f"{cgroup_name}/not\\wanted/inner", BURN.format(seconds=0.2) + work):
         agent.scrape()
-        seen, unseen = Opened(*set(wanted.values())), Opened(*set(unwanted.values()))
+        seen, unseen = Accesses(agent.process.pid, *set(wanted.values())), Accesses(agent.process.pid, *set(unwanted.values()))
         try:
             samples = agent.scrape()
             assert shown(samples, top) == {top, f"{top}/wanted"}
             assert unseen.names() == set()
-            (wanted["pids"] / "tasks" if (wanted["pids"] / "tasks").exists() else wanted["pids"] / "cgroup.procs").read_bytes()
-            assert seen.names(), "inotify tells of files of cgroups at all"
+            assert seen.names(), "those of the selected one are read each time"
         finally:
             seen.close()
             unseen.close()
@@ -125,14 +97,45 @@ def test_a_new_selection_by_sighup(world: list[str], cgroup_name: str, tmp_path:
     with running(world, "--no-bpf", "--config", str(file)) as agent:
         assert shown(agent.scrape(), top) == {top, f"{top}/a", f"{top}/a/b"}
         becomes(agent, f'cgroup-include = ["{top}"]\nmax-depth = 2\n', {top, f"{top}/a"})
-        becomes(agent, f'cgroup-exclude = ["{top}/a"]\n', {top})
+        becomes(agent, f'cgroup-include = ["{top}"]\ncgroup-exclude = ["{top}/a"]\n', {top})
         becomes(agent, "max-depth = 0\n", set())
         before = skipped(agent.scrape(), "excluded")
         file.write_text('cgroup-exclude = [""]\n')
         agent.process.send_signal(signal.SIGHUP)
         wait_for(lambda: get(agent.scrape(), "nsagent_config_last_reload_success") == 0)
-        becomes(agent, "", {top, f"{top}/a", f"{top}/a/b"})
+        becomes(agent, f'cgroup-include = ["{top}"]\n', {top, f"{top}/a", f"{top}/a/b"})
         samples = agent.scrape()
         assert skipped(samples, "excluded") == before
-        assert skipped(samples, "too_deep") >= 3
+        assert skipped(samples, "too_deep") >= 2
         assert get(samples, "nsagent_cgroup_cpu_usage_seconds_total", cgroup=f"{top}/a/b") == 0
+
+
+def test_collectors_that_are_off_read_nothing(world: list[str], cgroup_name: str) -> None:
+    places = nested(cgroup_name)
+    optional = {family.name for family in catalogue.FAMILIES if family.collector}
+    words = ("memory.stat", "blkio", "io.stat", "pressure", "cpuset", "hugetlb", "rdma", "misc", "freezer", "cgroup.")
+
+    def read(agent: Agent) -> tuple[set[str], set[str]]:
+        """Return the families of a scrape, and the files it read that some collector needs."""
+        agent.scrape()
+        accesses = Accesses(agent.process.pid, *set(places.values()))
+        try:
+            names = {name for name, _ in agent.scrape() if name.startswith("nsagent_")}
+            return names, {name for name in accesses.names() if name.startswith(words)} - {"cgroup.controllers"}
+        finally:
+            accesses.close()
+
+    with running(world, "--ephemeral") as agent:
+        everything, files = read(agent)
+        assert files
+    with running(world, "--ephemeral", "--no-collector", "all") as agent:
+        core, files = read(agent)
+        assert files == set()
+        assert core & optional == set()
+        assert core >= everything & {f"nsagent_{name}" for name in CORE}
+    some = [family for family in catalogue.FAMILIES if family.collector in ("memory-stat", "namespaces", "tasks")]
+    with running(world, "--ephemeral", *(word for name in ("memory-stat", "namespaces", "tasks") for word in ("--collector", name)),
+                 "--no-collector", "all") as agent:  # fmt: skip
+        names, files = read(agent)
+        assert names & optional == everything & {family.name for family in some}
+        assert files == {"memory.stat"}

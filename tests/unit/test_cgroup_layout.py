@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from nsagent.cgroups.layout import Hierarchy, Layout, parse_mountinfo, read_layout
+from nsagent.cgroups.sources import find_sources
 from nsagent.errors import ParseError, UnsupportedError
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures" / "cgroups"
@@ -167,3 +168,17 @@ def test_garbage_names_the_line(line: bytes) -> None:
     with pytest.raises(ParseError) as error:
         parse_mountinfo(b"20 1 8:0 / / rw - ext4 /dev/a rw\n" + line, "mountinfo")
     assert error.value.line == 2
+
+
+@pytest.mark.parametrize("name", ["v1", "v2", "hybrid"])
+def test_what_shall_not_be_read_is_no_source(name: str) -> None:
+    def files(*without: str) -> set[str]:
+        return {file for source in find_sources(recorded(name), without) for file in source.files}
+
+    everything = files()
+    stat = {"memory.stat", "memory.kmem.usage_in_bytes"} & everything
+    assert "memory.stat" in stat
+    assert everything - files("memory-stat") == stat
+    gone = everything - files("io", "pressure", "cpuset", "state")
+    assert gone
+    assert all(file.startswith(("io.", "blkio.", "cpuset.", "cgroup.", "freezer.")) or "pressure" in file for file in gone)

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from nsagent import config
-from nsagent.cli.agent import agent, parse_retain
+from nsagent.cli.agent import _make_settings, agent, parse_retain
 from nsagent.config import AgentConfig
 from nsagent.errors import AccessError, ParseError, UsageError
+from nsagent.metrics.family import COLLECTORS
 from tests.support import run_nsagent
 
 GOOD = AgentConfig("127.0.0.1", 0, "/run/nsagent", "/sys/fs/bpf/nsagent", "/var/cache/nsagent", 120 * 10**9)
@@ -170,3 +171,17 @@ def test_check_finds_what_is_wrong(flags: list[str], error: str) -> None:
     code, output, errors = check(*flags)
     assert (code, output) == (2, "")
     assert error in errors.splitlines()[0]
+
+
+def collectors_off(*flags: str) -> frozenset[str]:
+    with agent.make_context("agent", list(flags)) as context:
+        return _make_settings(context.params).collectors_off
+
+
+def test_collectors() -> None:
+    assert collectors_off() == frozenset()
+    assert collectors_off("--no-collector", "io", "--no-collector", "network") == {"io", "network"}
+    assert collectors_off("--no-collector", "all") == COLLECTORS.keys()
+    assert collectors_off("--collector", "io", "--no-collector", "all", "--no-collector", "misc") == COLLECTORS.keys() - {"io"}
+    with pytest.raises(UsageError, match="--collector io and --no-collector io"):
+        collectors_off("--collector", "io", "--no-collector", "io")

@@ -11,7 +11,7 @@ import pytest
 
 from nsagent.cgroups import stats
 from nsagent.metrics import catalogue
-from nsagent.metrics.family import Family, Scope
+from nsagent.metrics.family import COLLECTORS, Family, Scope
 from nsagent.usage import Usage
 from tests.support import ROOT
 
@@ -57,6 +57,7 @@ def test_a_row_keeps_the_rules(family: Family) -> None:
     assert family.help.endswith(".")
     assert not set(family.help) & {'"', "\\", "\n"}, "HELP would need escaping"
     assert family.source
+    assert family.collector in ("", *COLLECTORS)
     assert bool(family.parts) != (family.each is not None)
     assert (family.scale != 1) <= (family.unit == "seconds")
     for values, getter in family.parts:
@@ -65,6 +66,10 @@ def test_a_row_keeps_the_rules(family: Family) -> None:
             assert family.scope in (Scope.NAMESPACE, Scope.CGROUP_USAGE)
             assert getter in Usage._fields
             assert getter.endswith("_ns") == (family.scale != 1)
+
+
+def test_each_collector_has_families() -> None:
+    assert {family.collector for family in catalogue.FAMILIES} == {"", *COLLECTORS}
 
 
 def test_names_are_unique() -> None:
