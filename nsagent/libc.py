@@ -1,7 +1,7 @@
 """The system calls nsagent makes that `os` does not offer: typed declarations, one error path.
 
-Calls with a libc wrapper go through it; those without (bpf, perf_event_open, clone3, close_range, pivot_root) go
-through `syscall` with the numbers below, by machine. Each raises OSError with errno, the call's name and the path it
+Calls with a libc wrapper go through it; those without (bpf, clone3, pivot_root, those for mounts, ...) go through
+ `syscall` with the numbers below, by machine. Each raises OSError with errno, the call's name and the path it
 was about.
 Sources: man 2 of each call, include/uapi/linux/sched.h, include/uapi/linux/mount.h, include/uapi/linux/prctl.h.
 """
@@ -38,6 +38,22 @@ MS_REC: Final = 0x4000
 MS_PRIVATE: Final = 1 << 18
 MS_SLAVE: Final = 1 << 19
 MNT_DETACH: Final = 2
+MOUNT_ATTR_RDONLY: Final = 0x1
+MOUNT_ATTR_NODEV: Final = 0x4
+_FSOPEN_CLOEXEC: Final = 0x1
+_FSCONFIG_CMD_CREATE: Final = 6
+_FSMOUNT_CLOEXEC: Final = 0x1
+_OPEN_TREE_CLONE: Final = 0x1
+_AT_SYMLINK_NOFOLLOW: Final = 0x100  # include/uapi/linux/fcntl.h
+_AT_EMPTY_PATH: Final = 0x1000
+_AT_RECURSIVE: Final = 0x8000
+_MOVE_MOUNT_F_EMPTY_PATH: Final = 0x4
+_MOVE_MOUNT_T_EMPTY_PATH: Final = 0x40
+
+# include/uapi/linux/openat2.h
+RESOLVE_NO_MAGICLINKS: Final = 0x02
+RESOLVE_NO_SYMLINKS: Final = 0x04
+RESOLVE_IN_ROOT: Final = 0x10
 
 CLOSE_RANGE_CLOEXEC: Final = 4  # include/uapi/linux/close_range.h, since Linux kernel commit 582f1fb6b721 (in v5.11)
 
@@ -47,8 +63,19 @@ PR_SET_CHILD_SUBREAPER: Final = 36
 
 # arch/x86/entry/syscalls/syscall_64.tbl; include/uapi/asm-generic/unistd.h
 _NUMBERS: Final = {
-    "x86_64": {"bpf": 321, "perf_event_open": 298, "clone3": 435, "close_range": 436, "pivot_root": 155},
-    "aarch64": {"bpf": 280, "perf_event_open": 241, "clone3": 435, "close_range": 436, "pivot_root": 41},
+    "x86_64": {"bpf": 321, "perf_event_open": 298, "pivot_root": 155},
+    "aarch64": {"bpf": 280, "perf_event_open": 241, "pivot_root": 41},
+}
+_SINCE_424: Final = {  # one number on all machines
+    "open_tree": 428,
+    "move_mount": 429,
+    "fsopen": 430,
+    "fsconfig": 431,
+    "fsmount": 432,
+    "clone3": 435,
+    "close_range": 436,
+    "openat2": 437,
+    "mount_setattr": 442,
 }
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -58,7 +85,7 @@ _libc.syscall.restype = ctypes.c_long
 def syscall_number(name: str) -> int:
     """Return this machine's number of a call that libc does not wrap. Raises OSError(ENOSYS) on an unknown machine."""
     try:
-        return _NUMBERS[os.uname().machine][name]
+        return (_NUMBERS[os.uname().machine] | _SINCE_424)[name]
     except KeyError:
         raise OSError(38, f"{name}: no syscall number known for {os.uname().machine}") from None
 
@@ -77,7 +104,7 @@ def _check(result: int, call: str, path: str = "") -> int:
     return result
 
 
-_AT_FDCWD = -100
+AT_FDCWD: Final = -100
 
 _unshare = _declare("unshare", ctypes.c_int)
 _setns = _declare("setns", ctypes.c_int, ctypes.c_int)
@@ -114,6 +141,57 @@ def umount(target: str, flags: int = 0) -> None:
     _check(_umount2(os.fsencode(target), flags), "umount2", target)
 
 
+def open_tree(path: str, *, recursive: bool = True) -> int:
+    """Return a descriptor of a detached copy of the mount at `path` (with those below it), open_tree(2): a bind to be.
+
+    A symlink at the end is not followed. Since Linux kernel commit a07b20004793 (in v5.2).
+    """
+    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_SYMLINK_NOFOLLOW | (_AT_RECURSIVE if recursive else 0)
+    try:
+        return raw_syscall("open_tree", AT_FDCWD, os.fsencode(path), flags)
+    except OSError as exc:
+        raise OSError(exc.errno, exc.strerror, path) from None
+
+
+def move_mount(tree: int, target: int) -> None:
+    """Attach the detached mount `tree` at what the descriptor `target` (O_PATH) stands for, move_mount(2)."""
+    raw_syscall("move_mount", tree, b"", target, b"", _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH)
+
+
+def new_mount(fstype: str, attributes: int) -> int:
+    """Return a detached mount of a filesystem that has no source, such as proc; fsopen(2), fsmount(2).
+
+    EPERM of proc and sysfs in a user namespace: none of theirs is fully visible in this mnt namespace.
+    """
+    context = raw_syscall("fsopen", os.fsencode(fstype), _FSOPEN_CLOEXEC)
+    try:
+        raw_syscall("fsconfig", context, _FSCONFIG_CMD_CREATE, 0, 0, 0)
+        return raw_syscall("fsmount", context, _FSMOUNT_CLOEXEC, attributes)
+    finally:
+        os.close(context)
+
+
+def mount_setattr(mount: int, attributes: int) -> None:
+    """Set MOUNT_ATTR_* on the mount that the descriptor `mount` stands for, and on all below it: all of them or none.
+
+    mount_setattr(2). ENOSYS before Linux kernel commit 2a1867219c7b (in v5.12).
+    """
+    packed = struct.pack("=QQQQ", attributes, 0, 0, 0)  # struct mount_attr
+    raw_syscall("mount_setattr", mount, b"", _AT_EMPTY_PATH | _AT_RECURSIVE, packed, len(packed))
+
+
+def openat2(directory: int, path: str, flags: int, resolve: int) -> int:
+    """Open `path` below `directory` (or, absolute, as usual) as far as the RESOLVE_* say, openat2(2); close-on-exec.
+
+    ELOOP: what `resolve` forbids was met. ENOSYS before Linux kernel commit fddb5d430ad9 (in v5.6).
+    """
+    packed = struct.pack("=QQQ", flags | os.O_CLOEXEC, 0, resolve)  # struct open_how
+    try:
+        return raw_syscall("openat2", directory, os.fsencode(path), packed, len(packed))
+    except OSError as exc:
+        raise OSError(exc.errno, exc.strerror, path) from None
+
+
 def fanotify_init(flags: int) -> int:
     """Make a fanotify group; return its descriptor, fanotify_init(2). EPERM without CAP_SYS_ADMIN for most flags."""
     return _check(_fanotify_init(flags, 0), "fanotify_init")
@@ -121,7 +199,7 @@ def fanotify_init(flags: int) -> int:
 
 def fanotify_mark(group: int, flags: int, mask: int, path: str) -> None:
     """Ask a group for events about `path`, fanotify_mark(2). EINVAL, ENODEV, EXDEV, EOPNOTSUPP: not of this filesystem."""
-    _check(_fanotify_mark(group, flags, mask, _AT_FDCWD, os.fsencode(path)), "fanotify_mark", path)
+    _check(_fanotify_mark(group, flags, mask, AT_FDCWD, os.fsencode(path)), "fanotify_mark", path)
 
 
 def statfs_type(path: str) -> int:
@@ -139,7 +217,7 @@ def pivot_root(new_root: str, put_old: str) -> None:
 
 def rename_exchange(one: str, other: str) -> None:
     """Exchange what two names stand for, renameat2(2) with RENAME_EXCHANGE. EINVAL where the filesystem cannot."""
-    _check(_renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), 2), "renameat2", one)
+    _check(_renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), 2), "renameat2", one)
 
 
 def open_by_handle_at(mount_fd: int, handle_type: int, handle: bytes, flags: int) -> int:

@@ -10,6 +10,7 @@ import click
 
 from nsagent import jobs, namespaces
 from nsagent.cgroups.limits import Limits
+from nsagent.cli import isolation
 from nsagent.cli.run_output import Output
 from nsagent.launch import quantities
 from nsagent.launch.spec import RunSpec, read_capabilities
@@ -23,6 +24,7 @@ Examples:
   nsagent run -- make -j8                                        its CPU, memory and IO, exactly
   nsagent run --cpus 0.5 --memory 256M --pids 100 -- ./server    limits
   nsagent run --isolate all -- sh -c 'id; echo $$'               root of a user namespace, and PID 1
+  nsagent run --rootfs ./debian --read-only -v ./in:/in:ro -v ./out:/out --tmpfs /tmp -- /in/build
   nsagent run --timeout 10m --report json --report-file r.json -- ./nightly
   nsagent run --sample 100ms --cpu-timeout 1h -- ./train         CPU and memory over time; an end after an hour of CPU
   nsagent run --report textfile:/var/lib/node_exporter --push http://127.0.0.1:9091 -- ./backup
@@ -44,6 +46,7 @@ def _option(name: str, metavar: str, help_text: str, **more: Any) -> Callable[[A
 @click.option("--clean-env", is_flag=True, help="Start with no variables but those of --env.")
 @click.option("--no-proc", is_flag=True, help="Leave /proc as it is, though pid and mnt are new.")
 @click.option("--init", "init", is_flag=True, help="Put a small init at PID 1, which reaps and passes signals on.")
+@isolation.options
 @_option("cpus", "N", "CPU time: 0.5 is half of one CPU.")
 @_option("cpuset", "LIST", "CPUs that may be used, such as 0-1.")
 @_option("cpu-weight", "N", "Share of CPU against others, 1 to 10000; 100 is normal.")
@@ -97,6 +100,8 @@ def make_spec(argv: tuple[str, ...], words: dict[str, Any]) -> RunSpec:
         name=words["name"] or "",
         isolate=namespaces.parse_kinds(words["isolate"]),
         limits=make_limits(words),
+        filesystem=isolation.make_filesystem(words),
+        privileged=words["privileged"],
         hostname=words["hostname"] or "",
         workdir=words["workdir"] or "",
         env=tuple(pair for word in words["env"] if (pair := split_env(word))),

@@ -11,9 +11,11 @@ import signal
 from typing import NamedTuple, NoReturn
 
 from nsagent import libc
+from nsagent.launch import mounts
 from nsagent.launch.execute import Command, execute
 from nsagent.launch.handshake import Failed, Ready, Step, encode, send
 from nsagent.launch.init import run_under_init
+from nsagent.launch.mounts import MountPlan
 from nsagent.launch.network import loopback_up
 
 
@@ -26,8 +28,7 @@ class ChildPlan(NamedTuple):
     parents: tuple[int, ...]
     tasks: tuple[int, ...]  # descriptors of `tasks` in each v1 hierarchy
     new_cgroup_namespace: bool = False
-    private_mounts: bool = False
-    mount_proc: bool = False
+    mounts: MountPlan | None = None
     loopback: bool = False
     hostname: str = ""
     workdir: str = ""
@@ -72,6 +73,9 @@ def _prepare(plan: ChildPlan, step: Step) -> None:
     step("handshake", "read")
     if not os.read(plan.release, 1):
         os._exit(125)  # the launcher died
+    sources = None
+    if plan.mounts is not None:  # while it may still read what its caller may
+        sources = mounts.open_sources(plan.mounts, step)
     if plan.become_root:
         step("ids", "setresuid")
         if plan.drop_groups:
@@ -80,12 +84,8 @@ def _prepare(plan: ChildPlan, step: Step) -> None:
         os.setresuid(0, 0, 0)
     if plan.die_with_parent:  # after the change of ids, which clears it (prctl(2))
         _die_with_parent(plan, step)
-    if plan.private_mounts:  # before any mount: none may propagate to the host
-        step("mounts", "mount(MS_PRIVATE)", "/")
-        libc.mount("none", "/", None, libc.MS_REC | libc.MS_PRIVATE)
-    if plan.mount_proc:
-        step("mounts", "mount", "/proc")
-        libc.mount("proc", "/proc", "proc", libc.MS_NOSUID | libc.MS_NODEV | libc.MS_NOEXEC)
+    if plan.mounts is not None and sources is not None:
+        mounts.build(plan.mounts, sources, step)
     if plan.loopback:
         step("network", "ioctl(SIOCSIFFLAGS)", "lo")
         loopback_up()
@@ -94,7 +94,10 @@ def _prepare(plan: ChildPlan, step: Step) -> None:
         libc.sethostname(plan.hostname)
     if plan.workdir:
         step("directory", "chdir", plan.workdir)
-        os.chdir(plan.workdir)
+        if plan.mounts is not None and plan.mounts.root:  # not by /proc/self/fd to where a descriptor of ours leads
+            os.fchdir(libc.openat2(libc.AT_FDCWD, plan.workdir, os.O_PATH | os.O_DIRECTORY, libc.RESOLVE_NO_MAGICLINKS))
+        else:
+            os.chdir(plan.workdir)
 
 
 def _die_with_parent(plan: ChildPlan, step: Step) -> None:

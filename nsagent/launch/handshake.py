@@ -9,8 +9,9 @@
                       <---------- ready ----------- wait for the release
     write uid_map and gid_map
     read the namespaces' inodes
-    ------------------ release ------------------>  take ids 0 of a new user namespace, die with the launcher
-    poll: signals, pidfd, channel                   mounts, loopback, hostname, directory
+    ------------------ release ------------------>  copies of what is mounted from the host (mounts)
+    poll: signals, pidfd, channel                   take ids 0 of a new user namespace, die with the launcher
+                                                    mounts, loopback, hostname, directory
                       <---------- failed ---------- any step that failed: stage, call, errno, path; and _exit
                       <------- end of file -------- execve closed the channel: CMD runs
                       <---------- ended ----------- only with --init: the wait status of CMD

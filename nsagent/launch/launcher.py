@@ -144,7 +144,7 @@ class _Launch:
         with self._in_group(layout):
             orphans = Orphans() if self._group is None else None
             try:
-                ending, status, wall_ns, usage = self._run_child()
+                ending, status, wall_ns, usage = self._run_child(layout)
             finally:
                 if orphans is not None:
                     orphans.kill()
@@ -196,12 +196,13 @@ class _Launch:
         finally:
             self._group.remove()
 
-    def _run_child(self) -> tuple[Ending, int, int, JobUsage]:
+    def _run_child(self, layout: Layout) -> tuple[Ending, int, int, JobUsage]:
         spec = self._spec
         channel, channel_child = os.pipe()
         release_child, release = os.pipe()
         plan = child_plan(
             spec,
+            layout,
             channel=channel_child,
             release=release_child,
             parents=(channel, release, self._inbox.fd, self._job.fd),

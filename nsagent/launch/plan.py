@@ -8,6 +8,8 @@ import shlex
 from nsagent.cgroups.group import plan
 from nsagent.cgroups.layout import Layout
 from nsagent.launch import idmaps
+from nsagent.launch.mounts import MountPlan
+from nsagent.launch.prepare import mount_plan
 from nsagent.launch.spec import RunSpec
 from nsagent.namespaces import KINDS, NamespaceKind
 
@@ -27,7 +29,7 @@ def describe(spec: RunSpec, layout: Layout, parent: str = "") -> str:
         for hierarchy, setting in plan(layout, spec.limits)
     ]
     if NamespaceKind.MNT in spec.isolate:
-        rows.append(("mounts", "private propagation" + ("; a fresh /proc" if spec.new_proc else "")))
+        rows += [("mounts", line) for line in _mounts(mount_plan(spec, layout))]
     if NamespaceKind.NET in spec.isolate:
         rows.append(("network", "lo, up"))
     for subject, value in (("hostname", spec.hostname), ("directory", spec.workdir)):
@@ -45,3 +47,15 @@ def _pid_one(spec: RunSpec) -> str:
     if NamespaceKind.PID in spec.isolate:
         return "a small init" if spec.init else "the command"
     return "of this PID namespace" + ("; a small init reaps" if spec.init else "")
+
+
+def _mounts(mounts: MountPlan) -> list[str]:
+    rows = ["private propagation" + (f"; {mounts.root} becomes the root" if mounts.root else "")]
+    rows[0] += ("; read-only" if mounts.read_only else "") + ("; no device nodes but those of /dev" if mounts.sealed else "")
+    rows += [f"{each.source} at {each.target}{' read-only' if each.read_only else ''}" for each in mounts.volumes]
+    rows += [f"tmpfs at {each.target} {each.data}".rstrip() for each in mounts.tmpfs]
+    kernel = mounts.kernel
+    for path, kind in (("/proc", kernel.proc), ("/sys", kernel.sys), ("/dev", kernel.dev)):
+        words = {"new": f"a fresh {path}", "host": f"{path} of the host", "keep": f"{path} as it is"}
+        rows.append(words[kind] + ("; paths that tell or change the host covered" if kernel.covered and path != "/dev" else ""))
+    return rows

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import os
 
+from nsagent.cgroups.layout import CGROUPFS, Layout
 from nsagent.launch.child import ChildPlan
 from nsagent.launch.execute import Command
+from nsagent.launch.kernelfs import Hierarchy, KernelPlan
+from nsagent.launch.mounts import MountPlan
 from nsagent.launch.spec import DEFAULT_PATH, RunSpec
 from nsagent.namespaces import NamespaceKind
 
 
 def child_plan(
-    spec: RunSpec, *, channel: int, release: int, parents: tuple[int, ...], tasks: tuple[int, ...], ignored: frozenset[int]
+    spec: RunSpec,
+    layout: Layout,
+    *,
+    channel: int,
+    release: int,
+    parents: tuple[int, ...],
+    tasks: tuple[int, ...],
+    ignored: frozenset[int],
 ) -> ChildPlan:
     """Return what the child of `spec` does; the descriptors and `ignored` are those of ChildPlan and Command."""
     return ChildPlan(
@@ -21,11 +31,10 @@ def child_plan(
         parents=parents,
         tasks=tasks,
         new_cgroup_namespace=NamespaceKind.CGROUP in spec.isolate,
-        private_mounts=NamespaceKind.MNT in spec.isolate,
-        mount_proc=spec.new_proc,
+        mounts=mount_plan(spec, layout) if NamespaceKind.MNT in spec.isolate else None,
         loopback=NamespaceKind.NET in spec.isolate,
         hostname=spec.hostname,
-        workdir=spec.workdir,
+        workdir=workdir(spec),
         become_root=NamespaceKind.USER in spec.isolate,
         drop_groups=NamespaceKind.USER in spec.isolate and os.geteuid() == 0,
         init=spec.init,
@@ -41,3 +50,67 @@ def command(spec: RunSpec, ignored: frozenset[int]) -> Command:
         search_path=tuple(map(os.fsencode, environment.get("PATH", DEFAULT_PATH).split(":"))),
         ignored=ignored,
     )
+
+
+def workdir(spec: RunSpec) -> str:
+    """Return where CMD starts, "" for where the launcher is: in the host's root, unless a mount of the job covers that."""
+    files = spec.filesystem
+    if spec.workdir or files.rootfs:
+        return spec.workdir or "/"
+    try:
+        here = os.getcwd()
+    except OSError:  # it was removed
+        return ""
+    return here if any(here == target or here.startswith(f"{target}/") for target in files.targets) else ""
+
+
+def mount_plan(spec: RunSpec, layout: Layout) -> MountPlan:
+    """Return what a new mnt namespace holds."""
+    files = spec.filesystem
+    return MountPlan(
+        root=files.rootfs,
+        read_only=files.read_only,
+        sealed=not spec.privileged,
+        volumes=files.volumes,
+        tmpfs=files.tmpfs,
+        kernel=_kernel_plan(spec, layout),
+    )
+
+
+def _kernel_plan(spec: RunSpec, layout: Layout) -> KernelPlan:
+    """Choose /proc, /sys and /dev. What a user namespace does not own (a shared PID or net namespace's) it cannot mount."""
+    new, user = spec.isolate, NamespaceKind.USER in spec.isolate
+    root = spec.filesystem.rootfs
+    proc = "new" if spec.new_proc or (spec.mount_proc and root and not user) else "host" if spec.mount_proc and root else "keep"
+    dev = "new" if not spec.privileged else "host" if root else "keep"
+    # sysfs shows the net namespace of its mounter; a second time at its own place it is refused (EBUSY)
+    sys = "new" if NamespaceKind.NET in new or (root and not user) else "host" if root else "keep"
+    try:
+        terminal = os.ttyname(0) if dev == "new" else ""
+    except OSError:
+        terminal = ""
+    return KernelPlan(
+        proc=proc,
+        sys=sys,
+        dev=dev,
+        covered=not spec.privileged,
+        cgroups=_hierarchies(layout) if NamespaceKind.CGROUP in new else None,
+        terminal=terminal,
+        pts_data="newinstance,ptmxmode=0666,mode=0620" + (",gid=5" if not user or os.geteuid() == 0 else ""),
+        own_ipc=NamespaceKind.IPC in new,
+    )
+
+
+def _hierarchies(layout: Layout) -> tuple[Hierarchy, ...]:
+    """Return what is mounted at or below /sys/fs/cgroup of the host, to be mounted anew as the job's cgroup namespace has it."""
+    found = []
+    for hierarchy in layout.hierarchies:
+        name = hierarchy.mountpoint.removeprefix(CGROUPFS).lstrip("/")
+        if not hierarchy.mountpoint.startswith(CGROUPFS) or "/" in name:
+            continue
+        if hierarchy.version == 2:
+            found.append(Hierarchy(name, "cgroup2"))
+        else:
+            options = [*sorted(hierarchy.controllers), *([f"name={hierarchy.name}"] if hierarchy.name else [])]
+            found.append(Hierarchy(name, "cgroup", ",".join(options if hierarchy.controllers else ["none", *options])))
+    return tuple(found)

@@ -10,6 +10,7 @@ from typing import Final
 
 from nsagent.cgroups.limits import Limits
 from nsagent.errors import UsageError
+from nsagent.launch.filesystem import Filesystem
 from nsagent.namespaces import NamespaceKind
 
 DEFAULT_KINDS: Final = frozenset(
@@ -25,7 +26,8 @@ _CAP_SYS_ADMIN: Final = 21  # include/uapi/linux/capability.h
 class RunSpec:
     """One job as asked for. Raises UsageError where it makes no sense. Times are ns.
 
-    `name` is the job's name, by default the base name of the command. `mount_proc`: a fresh /proc, where pid and mnt
+    `name` is the job's name, by default the base name of the command. `privileged`: nothing that `isolate` and `limits`
+    do not say is taken from CMD. `mount_proc`: a fresh /proc, where pid and mnt
     are both new. `timeout_ns`: SIGTERM after it, SIGKILL to all `stop_timeout_ns` later; `cpu_timeout_ns`: the same after so
     much CPU time of all its processes. `sample_ns`: how often its timeline is read. `notes` tell what was changed against the
     words of the user, and why.
@@ -35,6 +37,8 @@ class RunSpec:
     name: str = ""
     isolate: frozenset[NamespaceKind] = DEFAULT_KINDS
     limits: Limits = field(default_factory=Limits)
+    filesystem: Filesystem = field(default_factory=Filesystem)
+    privileged: bool = False
     hostname: str = ""
     workdir: str = ""
     env: tuple[tuple[str, str], ...] = ()
@@ -54,6 +58,8 @@ class RunSpec:
             raise UsageError("a NUL character cannot be in a command", hint="execve(2) ends a word there")
         if self.hostname and NamespaceKind.UTS not in self.isolate:
             raise UsageError("--hostname without a new uts namespace would rename the host", hint="add uts to --isolate")
+        if self.filesystem and NamespaceKind.MNT not in self.isolate:
+            raise UsageError("mounts without a new mnt namespace would be the host's", hint="add mnt to --isolate")
         if len(os.fsencode(self.hostname)) > 64:
             raise UsageError(f"--hostname {self.hostname!r} is longer than 64 bytes", hint="sethostname(2) takes no more")
         if self.sample_ns is not None and self.sample_ns < LEAST_SAMPLE_NS:

@@ -239,6 +239,9 @@ _HINTS = {
     "mounts": "a fresh /proc in a user namespace needs a fully visible /proc outside; --no-proc leaves it as it is",
     "directory": "the directory is looked up inside the job: with its mounts, and as its user",
     "hostname": "at most 64 bytes",
+    "rootfs": "the directory must be reachable as the user the job runs as",
+    "volume": "SRC is looked up on the host, DST inside the job; DST must exist, unless there is a --rootfs",
+    "tmpfs": "DST must be a directory inside the job; options are those of tmpfs(5)",
 }
 _NOT_FOUND = 2  # ENOENT
 

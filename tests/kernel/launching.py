@@ -76,6 +76,19 @@ class Jobs:
         return [json.loads(path.read_text()) for path in (self.state / "jobs" / kind).glob("*.json")]
 
 
+def make_rootfs(directory: Path) -> Path:
+    """Make a directory that serves as --rootfs with USR beside it: empty but for mount points and links into /usr."""
+    root = directory / "rootfs"
+    for name in ("usr", "proc", "sys", "dev", "tmp", "etc"):
+        (root / name).mkdir(parents=True)
+    for name in ("bin", "sbin", "lib", "lib64"):
+        (root / name).symlink_to(f"usr/{name}")
+    return root
+
+
+USR = ("--volume", "/usr:/usr:ro")
+
+
 def running(marker: str) -> list[int]:
     """Return the pids of this host whose command line has `marker` as a word, zombies not among them."""
     found = []

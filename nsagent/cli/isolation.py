@@ -1,0 +1,36 @@
+"""The options of `nsagent run` that say what CMD can see and do: their words, and the parts of a RunSpec they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import click
+
+from nsagent.launch import filesystem
+from nsagent.launch.filesystem import Filesystem
+
+_OPTIONS: Final = (
+    click.option("--rootfs", metavar="DIR", help="Directory that becomes the root.  [default: the host's root]"),
+    click.option("--read-only", is_flag=True, help="Mount the root read-only; volumes and tmpfs are not."),
+    click.option("-v", "--volume", metavar="SRC:DST[:ro]", multiple=True, help="Show SRC of the host at DST; may be repeated."),
+    click.option("--tmpfs", metavar="DST[:size=N,...]", multiple=True, help="An empty DST in memory; may be repeated."),
+    click.option("--privileged", is_flag=True, help="Take nothing from CMD but what --isolate and limits say."),
+)
+
+
+def options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options to a command, in their order."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def make_filesystem(words: dict[str, Any]) -> Filesystem:
+    """Return the filesystem that was asked for. Raises UsageError."""
+    return Filesystem(
+        rootfs=filesystem.parse_rootfs(words["rootfs"]) if words["rootfs"] else "",
+        read_only=words["read_only"],
+        volumes=tuple(map(filesystem.parse_volume, words["volume"])),
+        tmpfs=tuple(map(filesystem.parse_tmpfs, words["tmpfs"])),
+    )
