@@ -6,39 +6,28 @@ The label is the path below the root of the hierarchy. On a hybrid host a family
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from operator import attrgetter
 from typing import Any, Final, Literal
 
 from nsagent.cgroups.stats import IoStats
-from nsagent.metrics.family import COLLECTORS, NS_PER_S, Each, Family, Number, Scope
+from nsagent.metrics.family import COLLECTORS, NS_PER_S, Family, Number, Scope, Values
 
 _CG: Final = Scope.CGROUP
 
 
-def _limit(field: str) -> Callable[[Any], Number]:
-    """Return a getter of a limit; infinity is no limit, and no series."""
-
-    def read(part: Any) -> Number:
-        value: Number = getattr(part, field)
-        return None if value == math.inf else value
-
-    return read
-
-
 def _counter(name: str, help_: str, source: str, part: str, field: str, *, scale: int = 1) -> Family:
-    parts = (((), attrgetter(field)),)
-    return Family(f"nsagent_cgroup_{name}", "counter", _CG, help_, source, parts=parts, scale=scale, part=part)
+    return Family(f"nsagent_cgroup_{name}", "counter", _CG, help_, source, parts=(((), field),), scale=scale, part=part)
 
 
 def _gauge(name: str, help_: str, source: str, part: str, field: str, *, limit: bool = False, final: bool = False) -> Family:
-    parts = (((), _limit(field) if limit else attrgetter(field)),)
-    return Family(f"nsagent_cgroup_{name}", "gauge", _CG, help_, source, parts=parts, final=final, part=part)
+    parts = (((), field),)
+    return Family(f"nsagent_cgroup_{name}", "gauge", _CG, help_, source, parts=parts, final=final, limit=limit, part=part)
 
 
 def _split(name: str, label: str, help_: str, source: str, part: str, *, scale: int = 1, **fields: str) -> Family:
-    parts = tuple(((value,), attrgetter(field)) for value, field in fields.items())
+    parts = tuple(((value,), field) for value, field in fields.items())
     return Family(f"nsagent_cgroup_{name}", "counter", _CG, help_, source, (label,), parts, scale=scale, part=part)
 
 
@@ -51,10 +40,11 @@ def _by(
 ) -> Family:
     """Return a family with a series for each key of a mapping: `place` is "part.mapping", then the field of its values."""
     part, mapping, *field = place.split(".")
-    read: Callable[[Any], Number] = (_limit(field[0]) if limit else attrgetter(field[0])) if field else lambda value: value
+    read: Callable[[Any], Number] = attrgetter(field[0] if field else "real")  # an int's is itself
+    absent = (None, math.inf) if limit else (None,)
 
-    def each(found: Any) -> Each:
-        return ((key if isinstance(key, tuple) else (key,), read(value)) for key, value in getattr(found, mapping).items())
+    def by(found: Any) -> Mapping[Values, Number]:
+        return {key: number for key, value in getattr(found, mapping).items() if (number := read(value)) not in absent}
 
     return Family(
         f"nsagent_cgroup_{name}",
@@ -63,20 +53,24 @@ def _by(
         help_,
         source,
         labels,
-        each=each,
+        by=by,
         scale=scale,
         part=part,
     )
 
 
-def _devices(read: str, write: str, discard: str) -> Callable[[IoStats], Each]:
-    def each(stats: IoStats) -> Each:
-        for device, io in stats.devices.items():
-            yield (device, "read"), getattr(io, read)
-            yield (device, "write"), getattr(io, write)
-            yield (device, "discard"), getattr(io, discard)
+def _devices(read: str, write: str, discard: str) -> Callable[[IoStats], Mapping[Values, Number]]:
+    fields = {"read": attrgetter(read), "write": attrgetter(write), "discard": attrgetter(discard)}
 
-    return each
+    def by(stats: IoStats) -> Mapping[Values, Number]:
+        return {
+            (device, operation): number
+            for device, io in stats.devices.items()
+            for operation, read in fields.items()
+            if (number := read(io)) is not None
+        }
+
+    return by
 
 
 def _used(name: str, label: str, help_: str, source: str, **fields: str) -> Family:
@@ -258,7 +252,7 @@ _FAMILIES: Final[tuple[Family, ...]] = (
         "Memory by type; types overlap, so never sum over them.",
         "memory.stat (v1: its total_ lines)",
         ("type",),
-        each=lambda memory: (((kind,), value) for kind, value in memory.detail.items()),
+        by=attrgetter("detail"),
         part="memory",
     ),
     _split(
@@ -300,7 +294,7 @@ _FAMILIES: Final[tuple[Family, ...]] = (
         "How often a memory boundary was met, and processes killed for it; on v1 of this cgroup alone, without its descendants.",
         "v2 memory.events; v1 memory.failcnt (max), memory.oom_control (oom_kill)",
         ("event",),
-        each=lambda memory: (((event,), value) for event, value in memory.events.items()),
+        by=attrgetter("events"),
         part="memory",
     ),
     Family(
@@ -311,7 +305,7 @@ _FAMILIES: Final[tuple[Family, ...]] = (
         "throttle rule.",
         "v2 io.stat; v1 blkio.throttle.io_service_bytes_recursive",
         ("device", "operation"),
-        each=_devices("read_bytes", "write_bytes", "discard_bytes"),
+        by=_devices("read_bytes", "write_bytes", "discard_bytes"),
         part="io",
     ),
     Family(
@@ -321,7 +315,7 @@ _FAMILIES: Final[tuple[Family, ...]] = (
         "Requests by device; see nsagent_cgroup_io_bytes_total.",
         "v2 io.stat; v1 blkio.throttle.io_serviced_recursive",
         ("device", "operation"),
-        each=_devices("reads", "writes", "discards"),
+        by=_devices("reads", "writes", "discards"),
         part="io",
     ),
     Family(

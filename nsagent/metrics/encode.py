@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from nsagent.cgroups.stats import CgroupStats
 from nsagent.metrics.agent import SCRAPE_SAMPLES
-from nsagent.metrics.columns import Column, Table
+from nsagent.metrics.columns import Table
 from nsagent.metrics.family import NS_PER_S, Family, Scope
 from nsagent.metrics.text import label, label_text, number, seconds
 from nsagent.namespaces import NamespaceId
@@ -83,19 +83,17 @@ class Encoder:
     def _table(self, scope: Scope, ended: bool) -> Table[Any]:
         families = [f for f in self._families if f.scope is scope and (not ended or f.type == "counter" or f.final)]
         parts = CgroupStats._fields if scope is Scope.CGROUP else ()
-        return Table(families, parts, _prefix, self._missing or frozenset())
+        return Table(families, parts, _labels, self._missing or frozenset())
 
     def _write(self, sample: NodeSample, openmetrics: bool, write_process: Callable[[bool], bytes] | None) -> Iterable[bytes]:
-        samples = 0
+        samples = sum(table.samples for table in self._tables.values())
         for family in self._families:
             if family.scope is Scope.NODE:
                 lines = list(node_lines(family, sample))
                 samples += len(lines)
                 pieces = ["".join(lines).encode()]
             else:
-                columns = self._columns(family)
-                samples += sum(column.samples for column in columns)
-                pieces = [column.text for column in columns]
+                pieces = [piece for ended in (False, True) for piece in self._tables[family.scope, ended].pieces(family.name)]
             if any(pieces):
                 yield header(family, openmetrics).encode()
                 yield from filter(None, pieces)
@@ -104,13 +102,6 @@ class Encoder:
             samples += 1 + sum(not line.startswith(b"#") for line in process.splitlines())
             yield f"{header(self._samples, openmetrics)}{SCRAPE_SAMPLES} {samples}\n".encode()
         yield process + b"# EOF\n" if openmetrics else process
-
-    def _columns(self, family: Family) -> list[Column]:
-        tables = (self._tables[family.scope, False], self._tables[family.scope, True])
-        columns = [table.columns[family.name] for table in tables if family.name in table.columns]
-        for column in columns:
-            column.join()
-        return columns
 
 
 _TABLES: Final = (Scope.CGROUP, Scope.CGROUP_USAGE, Scope.NAMESPACE)
@@ -124,9 +115,9 @@ def _things(sample: NodeSample, scope: Scope, ended: bool) -> Mapping[Any, Any]:
     return sample.namespaces_ended if ended else sample.namespaces
 
 
-def _prefix(key: str | NamespaceId) -> str:
-    """Return the labels that say which one it is, with the opening brace."""
-    return "{" + (label("cgroup", key) if isinstance(key, str) else f'kind="{key.kind}",inum="{key.inum}",id="{key.id}"')
+def _labels(key: str | NamespaceId) -> str:
+    """Return the labels that say which one it is."""
+    return label("cgroup", key) if isinstance(key, str) else f'kind="{key.kind}",inum="{key.inum}",id="{key.id}"'
 
 
 def header(family: Family, openmetrics: bool) -> str:

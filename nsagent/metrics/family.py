@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 Number = int | float | None  # None: not reported, so no series
+Values = str | tuple[str, ...]  # of a family's labels; of a single one it may be that alone
 Each = Iterable[tuple[tuple[str, ...], Number]]
 
 NS_PER_S: Final = 10**9
@@ -51,10 +52,11 @@ SCOPE_LABELS: Final[dict[Scope, tuple[str, ...]]] = {
 class Family:
     """One row: all of a family but its numbers.
 
-    `parts` has the values of `labels` and where in the scope's thing the number stands: a function, or the name of a field
-    of Usage (left out where the source lacks it). Instead of parts a family can have `each`, which yields label values and
-    numbers. A number in ns (`scale` NS_PER_S) is written in seconds. `final` gauges are kept with what has ended.
-    A family of Scope.CGROUP reads one `part` of CgroupStats: its functions get that part, and only where there is one.
+    `parts` has the values of `labels` and where the number stands: a field of the scope's thing (one of Usage is left out where
+    the source lacks it), or a function of the NodeSample. In their place a family of the node can have `each`, which yields label
+    values and numbers; another `by`, which returns a mapping of the numbers there are. A number in ns (`scale` NS_PER_S) is
+    written in seconds. In a family of a `limit` infinity is none, and no series. `final` gauges are kept with what has ended.
+    A family of Scope.CGROUP reads one `part` of CgroupStats: its fields are that part's, and only where there is one.
     `collector` is one of COLLECTORS, or empty where the family is always there.
     """
 
@@ -66,7 +68,9 @@ class Family:
     labels: tuple[str, ...] = ()
     parts: tuple[tuple[tuple[str, ...], Callable[[Any], Number] | str], ...] = ()
     each: Callable[[Any], Each] | None = None
+    by: Callable[[Any], Mapping[Values, Number]] | None = None
     scale: int = 1
+    limit: bool = False
     final: bool = False
     part: str = ""
     collector: str = ""

@@ -171,8 +171,7 @@ def test_what_is_written_parses_to_the_same(
     assert {key for key in found if "cgroup_" in key[0] or "namespace_" in key[0]} == expected.keys()
 
 
-few = st.sampled_from(["/", "/a", "/a/b", '/"\\x\udcff', "/z"])
-memories = st.integers(0, 3).map(lambda n: MemoryStats(usage_bytes=n, peak_bytes=n, detail={"anon": n} if n else {}))
+few = st.sampled_from(["/", "/a", "/a/b", '/"\\x\udcff', "/%d%%z", *(f"/{number}" for number in range(60))])
 parts: dict[str, st.SearchStrategy[Any]] = {
     "cpu": st.none() | cpus,
     "memory": st.none()
@@ -222,17 +221,27 @@ def test_what_is_kept_of_the_last_sample_changes_nothing(samples: list[NodeSampl
         assert encoder.encode(sample, openmetrics) == Encoder(catalogue.FAMILIES).encode(sample, openmetrics)
 
 
-def test_only_a_column_that_changed_is_made_again() -> None:
+def test_only_what_changed_is_written_again() -> None:
+    """Of the family and the rows whose numbers changed; what comes or goes costs its neighbours, and no others, their lines."""
     encoder = Encoder(catalogue.FAMILIES)
-    stats = CgroupStats(CpuStats(usage_ns=1), MemoryStats(usage_bytes=1))
-    first = encoder.chunks(NodeSample(1, FACTS, cgroups={"/a": stats}))
-    second = encoder.chunks(NodeSample(2, FACTS, cgroups={"/a": stats._replace(cpu=CpuStats(usage_ns=2))}))
+    stats = CgroupStats(CpuStats(usage_ns=1, user_ns=1), MemoryStats(usage_bytes=1))
+    cgroups = {f"/{number}": stats for number in range(1000)}
 
-    def lines(chunks: tuple[bytes, ...], name: bytes) -> bytes:
-        return next(chunk for chunk in chunks if chunk.startswith(name))
+    def lines(name: bytes) -> list[bytes]:
+        chunks = encoder.chunks(NodeSample(1, FACTS, cgroups=dict(cgroups)))
+        return [chunk for chunk in chunks if chunk.startswith(name + b"{")]
 
-    assert lines(first, b"nsagent_cgroup_memory_usage_bytes") is lines(second, b"nsagent_cgroup_memory_usage_bytes")
-    assert lines(second, b"nsagent_cgroup_cpu_usage_seconds_total").endswith(b" 0.000000002\n")
+    usage, memory = lines(b"nsagent_cgroup_cpu_usage_seconds_total"), lines(b"nsagent_cgroup_memory_usage_bytes")
+    assert len(usage) > 4
+    cgroups["/500"] = stats._replace(cpu=CpuStats(usage_ns=2, user_ns=1))
+    again = lines(b"nsagent_cgroup_cpu_usage_seconds_total")
+    assert [b'"/500"} 0.000000002\n' in new for new, old in zip(again, usage, strict=True) if new is not old] == [True]
+    assert all(new is old for new, old in zip(lines(b"nsagent_cgroup_memory_usage_bytes"), memory, strict=True))
+    del cgroups["/500"]
+    cgroups["/1000"] = stats
+    left = {id(chunk) for chunk in lines(b"nsagent_cgroup_memory_usage_bytes")}
+    assert sum(id(chunk) not in left for chunk in memory) <= 3
+    assert sum(chunk.count(b"\n") for chunk in lines(b"nsagent_cgroup_memory_usage_bytes")) == 1000
 
 
 def expectation(family: Family, sample: NodeSample) -> Samples:
@@ -248,9 +257,9 @@ def expectation(family: Family, sample: NodeSample) -> Samples:
 def series(family: Family, things: list[tuple[dict[str, str], Any]]) -> Iterator[tuple[Any, float]]:
     for labels, whole in things:
         thing = getattr(whole, family.part) if family.part else whole
-        for values, getter in family.parts if thing is not None else ():
-            number = getattr(thing, getter) if isinstance(getter, str) else getter(thing)
-            if number is not None:
+        for values, field in family.parts if thing is not None else ():
+            number = getattr(thing, str(field))
+            if number is not None and not (family.limit and number == math.inf):
                 more = dict(zip(family.labels, values, strict=True))
                 yield (family.name, frozenset((labels | more).items())), number / family.scale
 

@@ -58,14 +58,14 @@ def test_a_row_keeps_the_rules(family: Family) -> None:
     assert not set(family.help) & {'"', "\\", "\n"}, "HELP would need escaping"
     assert family.source
     assert family.collector in ("", *COLLECTORS)
-    assert bool(family.parts) != (family.each is not None)
+    assert [bool(family.parts), family.each is not None, family.by is not None].count(True) == 1
     assert (family.scale != 1) <= (family.unit == "seconds")
-    for values, getter in family.parts:
+    for values, field in family.parts:
         assert len(values) == len(family.labels)
-        if isinstance(getter, str):
-            assert family.scope in (Scope.NAMESPACE, Scope.CGROUP_USAGE)
-            assert getter in Usage._fields
-            assert getter.endswith("_ns") == (family.scale != 1)
+        assert isinstance(field, str) == (family.scope is not Scope.NODE)
+        if isinstance(field, str):
+            assert family.scope is Scope.CGROUP or field in Usage._fields
+            assert field.endswith("_ns") == (family.scale != 1)
 
 
 def test_each_collector_has_families() -> None:
@@ -79,7 +79,8 @@ def test_names_are_unique() -> None:
 
 def test_each_number_that_is_read_is_exported() -> None:
     """A field that a reader fills and no family shows would be work for nothing, or a row that was forgotten."""
-    exported = {getter for family in catalogue.FAMILIES for _, getter in family.parts if isinstance(getter, str)}
+    used = [family for family in catalogue.FAMILIES if family.scope in (Scope.NAMESPACE, Scope.CGROUP_USAGE)]
+    exported = {field for family in used for _, field in family.parts}
     inner = {"threads", "threads_created", "threads_exited", "threads_freed"}  # `threads` is exported by state
     assert exported == set(Usage._fields) - inner
     full = stats.CgroupStats(
@@ -96,7 +97,7 @@ def test_each_number_that_is_read_is_exported() -> None:
     )
     families = [family for family in catalogue.FAMILIES if family.scope is Scope.CGROUP]
     assert {family.part for family in families} == set(stats.CgroupStats._fields)
-    shown: list[Any] = [getter(getattr(full, f.part)) for f in families for _, getter in f.parts if callable(getter)]
-    shown += [value for f in families if f.each for _, value in f.each(getattr(full, f.part))]
+    shown: list[Any] = [getattr(getattr(full, f.part), str(field)) for f in families for _, field in f.parts]
+    shown += [value for f in families if f.by for value in f.by(getattr(full, f.part)).values()]
     assert sorted(shown) == sorted([*range(1, 52), False, True, 54, 55])
     assert len(stats.MemoryStats._fields) == 19
