@@ -1,6 +1,7 @@
 """What an agent costs a node that nobody looks at: its CPU, all threads and the kernel's work on their behalf, while a Prometheus
-scrapes it every 15 s. 1,000 cgroups with a process each. cAdvisor 0.60 took 4.1 CPU seconds a minute for them on such a machine with
-its defaults (1.5 between four scrapes, 0.64 each). Then 10,000 sleeping processes in one cgroup: what they add to a scrape."""
+scrapes it every 15 s. 1,000 cgroups with a process each. cAdvisor 0.60 took 4.1 CPU seconds a minute for them on such a machine
+with its defaults (1.5 between four scrapes, 0.64 each). Then 10,000 sleeping processes in one cgroup: what they add to a
+scrape."""
 
 from __future__ import annotations
 
