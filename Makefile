@@ -4,7 +4,7 @@ PYTHON := .venv/bin/python
 # Machines with other kernels; only CI and `make test-vm` need them.
 VM_PACKAGES := qemu-system-x86 zstd
 
-.PHONY: help setup demo test test-slow test-vm lint format bench clean
+.PHONY: help setup demo test test-slow test-vm lint format dashboards bench clean
 
 help: ## list what can be made
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' Makefile | expand -t 16
@@ -32,6 +32,9 @@ format: setup ## format the Python and the C
 	@.venv/bin/ruff check --fix-only --quiet .
 	@.venv/bin/ruff format --quiet .
 	@.venv/bin/clang-format -i bpf/*.c bpf/*.h
+
+dashboards: setup ## write dashboards/json anew
+	@$(PYTHON) -m dashboards
 
 bench: ## measure, and write docs/performance.md; takes some minutes and wants an idle machine
 	@bash tools/setup.sh bubblewrap runc

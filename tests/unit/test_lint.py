@@ -11,7 +11,7 @@ import pytest
 from tests.support import ROOT, require
 
 BIN = Path(sys.executable).parent
-PYTHON_DIRECTORIES = [name for name in ("nsagent", "tests", "bench", "tools") if list((ROOT / name).rglob("*.py"))]
+PYTHON_DIRECTORIES = [name for name in ("nsagent", "tests", "bench", "tools", "dashboards") if list((ROOT / name).rglob("*.py"))]
 C_SOURCES = sorted([*ROOT.glob("bpf/*.c"), *ROOT.glob("bpf/*.h")])
 
 
