@@ -30,7 +30,7 @@ from typing import Any, Final
 from nsagent import __version__
 from nsagent.config import FLAGS, AgentConfig
 from nsagent.control import Control, StateLock
-from nsagent.errors import AccessError
+from nsagent.errors import AccessError, NsagentError
 from nsagent.events import SCHEMA, EventFilter
 from nsagent.kernel import pins
 from nsagent.launch.launcher import sweep
@@ -134,8 +134,7 @@ def _run(config: AgentConfig, read: Callable[[], AgentConfig], stack: contextlib
     stack.callback(StateLock(config.state_dir).release)
     web = WebConfig(config.web_config_file) if config.web_config_file else None
     listener = _bind(config, stack)
-    for job in sweep(config.state_dir):
-        log.info("event=swept job=%s", job)
+    _sweep(config.state_dir)
     node = stack.enter_context(open_node(config, keep_history=True))
     assert node.history is not None
     assert node.findings is not None
@@ -212,12 +211,22 @@ def _run(config: AgentConfig, read: Callable[[], AgentConfig], stack: contextlib
         patrol.round()
         if time.monotonic() - looked >= TICK_S:
             watch.tick()
+            _sweep(config.state_dir)
             if textfile:
                 textfile.write()
             looked = time.monotonic()
     number = received.si_signo
     stopping.set()
     log.info("event=stopping signal=%s ephemeral=%s", signal.Signals(number).name, str(config.ephemeral).lower())
+
+
+def _sweep(state_dir: str) -> None:
+    """End what launchers that were killed have left; it forks nothing."""
+    try:
+        for job in sweep(state_dir):
+            log.info("event=swept job=%s", job)
+    except NsagentError as error:
+        log.warning("event=not_swept reason=%s", error)
 
 
 def _read_web(config: AgentConfig, web: WebConfig | None) -> Callable[[], None]:

@@ -29,6 +29,7 @@ from nsagent.identity import CgroupInfo, Identities
 from nsagent.namespaces import NamespaceId, NamespaceKind
 from nsagent.nsfigures import NodeFigures
 from nsagent.usage import NodeUsage, Usage, UsageSource, total
+from nsagent.workloads import Workloads
 
 log = logging.getLogger(__name__)
 
@@ -111,6 +112,7 @@ class NodeSample:
     missing: frozenset[str] = frozenset()
     syscalls: SyscallCounts | None = None
     findings: Mapping[str, int] = field(default_factory=dict)  # by rule
+    workloads: Workloads | None = None  # None: nobody who counts jobs
     files: FileFigures | None = None
     maps: tuple[MapFigures, ...] = ()
     reload: Reload | None = None  # None: nobody who reads settings anew
@@ -357,6 +359,7 @@ class Sampler:
         node_cpu_ns: Callable[[], int] | None = None,
         identities: Identities | None = None,
         cgroup_usage: bool = True,
+        workloads: Callable[[], Workloads] | None = None,
     ) -> None:
         """`cgroup_usage`: whether samples have what the tasks of each cgroup used."""
         self.facts = Facts()
@@ -370,6 +373,7 @@ class Sampler:
         self._read_maps = maps
         self._history = history
         self._read_findings = findings
+        self._read_workloads = workloads
         self._identities = identities
         self._read_namespaces = namespace_figures
         self._conservation = Conservation(node_cpu_ns) if node_cpu_ns else None
@@ -435,6 +439,7 @@ class Sampler:
             missing=usage.missing if usage else frozenset(),
             syscalls=counts,
             findings=findings,
+            workloads=self._collect("workloads", self._read_workloads) if self._read_workloads else None,
             files=source.files() if source else None,
             maps=maps or (),
             reload=self.reload(),

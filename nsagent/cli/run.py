@@ -79,9 +79,8 @@ def run(argv: tuple[str, ...], state_dir: str | None, dry_run: bool, **words: An
         layout = read_layout()
         click.echo(plan.describe(spec, layout, launcher.parent_cgroup(layout)), nl=False)
         return 0
-    with Output(
-        words["report"], words["report_file"], words["push"]
-    ) as output:  # what cannot be told is refused before the job runs, not after it
+    # What cannot be told is refused before the job runs, not after it.
+    with Output(words["report"], words["report_file"], words["push"]) as output:
         from nsagent.launch import launcher
 
         result = launcher.run(spec, state_dir or jobs.default_state_dir())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from typing import Final
 
-from nsagent.metrics import agent, cgroup, info, namespace, syscalls
+from nsagent.metrics import agent, cgroup, info, namespace, syscalls, workload
 from nsagent.metrics.family import SCOPE_LABELS, Family, Scope
 
 CHAPTERS: Final[tuple[tuple[str, str, tuple[Family, ...]], ...]] = (
@@ -27,6 +27,12 @@ CHAPTERS: Final[tuple[tuple[str, str, tuple[Family, ...]], ...]] = (
         namespace.FAMILIES,
     ),
     ("Traced calls", "Counted in the kernel, whoever made the call; absent where nothing is traced.", syscalls.FAMILIES),
+    (
+        "Jobs",
+        "What `nsagent run` launched with the state directory of the agent. A job is counted once, when it has ended, also over "
+        "restarts of the agent; one of 5 ms is in the next scrape. `workload` is its name: `--name`, else that of the command.",
+        workload.FAMILIES,
+    ),
     (
         "The agent",
         "Beside these it exports `process_*` and `python_info` of its own process, as prometheus_client's collectors do.",

@@ -6,6 +6,7 @@ Sources: prometheus.io/docs/instrumenting/exposition_formats, prometheus.io/docs
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
@@ -133,6 +134,12 @@ def header(family: Family, openmetrics: bool) -> str:
 def node_lines(family: Family, sample: NodeSample) -> Iterable[str]:
     """Yield the lines of a family of the whole node."""
     text: Callable[[Any], str] = seconds if family.scale == NS_PER_S else number
+    for values, histogram in family.histograms(sample) if family.histograms else ():
+        labels = label_text(family.labels, values)
+        for bound, count in [*histogram.buckets, (math.inf, histogram.number)]:
+            yield f'{family.name}_bucket{{{labels},le="{number(float(bound))}"}} {count}\n'
+        yield f"{family.name}_sum{{{labels}}} {text(histogram.total)}\n"
+        yield f"{family.name}_count{{{labels}}} {histogram.number}\n"
     found = family.each(sample) if family.each else ((v, read(sample)) for v, read in family.parts if not isinstance(read, str))
     for values, value in found:
         if value is not None:

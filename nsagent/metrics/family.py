@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 Number = int | float | None  # None: not reported, so no series
 Values = str | tuple[str, ...]  # of a family's labels; of a single one it may be that alone
@@ -31,6 +31,14 @@ COLLECTORS: Final[dict[str, str]] = {
 }
 
 
+class Histogram(NamedTuple):
+    """`buckets`: (upper bound in the family's unit, how many up to there); `number` of all; `total`, their sum, unscaled."""
+
+    buckets: tuple[tuple[float, int], ...]
+    number: int
+    total: int
+
+
 class Scope(enum.Enum):
     """What a family has one series (or some) of."""
 
@@ -54,14 +62,15 @@ class Family:
 
     `parts` has the values of `labels` and where the number stands: a field of the scope's thing (one of Usage is left out where
     the source lacks it), or a function of the NodeSample. In their place a family of the node can have `each`, which yields label
-    values and numbers; another `by`, which returns a mapping of the numbers there are. A number in ns (`scale` NS_PER_S) is
-    written in seconds. In a family of a `limit` infinity is none, and no series. `final` gauges are kept with what has ended.
+    values and numbers; another `by`, which returns a mapping of the numbers there are; one of type histogram has `histograms`,
+    which yields label values and histograms. A number in ns (`scale` NS_PER_S) is written in seconds. In a family of a `limit`
+    infinity is none, and no series. `final` gauges are kept with what has ended.
     A family of Scope.CGROUP reads one `part` of CgroupStats: its fields are that part's, and only where there is one.
     `collector` is one of COLLECTORS, or empty where the family is always there.
     """
 
     name: str
-    type: Literal["counter", "gauge", "info"]
+    type: Literal["counter", "gauge", "info", "histogram"]
     scope: Scope
     help: str
     source: str
@@ -69,6 +78,7 @@ class Family:
     parts: tuple[tuple[tuple[str, ...], Callable[[Any], Number] | str], ...] = ()
     each: Callable[[Any], Each] | None = None
     by: Callable[[Any], Mapping[Values, Number]] | None = None
+    histograms: Callable[[Any], Iterable[tuple[tuple[str, ...], Histogram]]] | None = None
     scale: int = 1
     limit: bool = False
     final: bool = False

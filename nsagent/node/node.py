@@ -33,6 +33,7 @@ from nsagent.records import Counts
 from nsagent.runtimes import Runtimes
 from nsagent.sample import Ancestry, MapFigures, Sampler
 from nsagent.usage import KernelUsage
+from nsagent.workloads import WorkloadCounter
 
 if TYPE_CHECKING:
     from nsagent.procusage import ProcfsUsage
@@ -82,6 +83,7 @@ class Node:
         self._found_before = {rule: before[f"finding {rule}"] for rule in RULES}
         self._lost_before = before[QUEUE_FULL]
         self._namespaces = self._read_kinds(config.collectors_off)
+        self._workloads = WorkloadCounter(config.state_dir) if keep_history else None
         self.runtimes = Runtimes(config.runtimes if keep_history else (), retain_s=config.retain_ns / 1e9)
         self._usage: KernelUsage | ProcfsUsage
         self.sampler = self._make_sampler(config.retain_ns, cgroup_usage="tasks" not in config.collectors_off)
@@ -163,6 +165,7 @@ class Node:
         cgroups, findings = self.cgroups, self._found if self.findings else None
         figures = self._figures if self.history and self._namespaces else None
         identities = Identities(self.runtimes.names, self.runtimes.want)
+        workloads = self._workloads.read if self._workloads else None
         if self.attached is None:
             from nsagent.procusage import ProcfsUsage
 
@@ -179,6 +182,7 @@ class Node:
                 namespace_figures=figures,
                 identities=identities,
                 cgroup_usage=cgroup_usage,
+                workloads=workloads,
             )
         successor = self.ancestry.successor if cgroups else lambda cgroup: cgroup
         self._usage = kernel_usage = KernelUsage(self.attached, retain_s=retain_ns / 1e9, successor=successor)
@@ -196,6 +200,7 @@ class Node:
             node_cpu_ns=self._node_cpu_ns,
             identities=identities,
             cgroup_usage=cgroup_usage,
+            workloads=workloads,
         )
 
     def settings(self) -> dict[str, Callable[[Any], None]]:
@@ -279,6 +284,8 @@ class Node:
             self.cgroups.close()
         if self.history:
             self.history.save()
+        if self._workloads:
+            self._workloads.close()
         if self.events:
             self.events.close()
         if self.cgroup_ring:

@@ -11,6 +11,7 @@ from nsagent.identity import CgroupInfo
 from nsagent.namespaces import NamespaceId, NamespaceKind
 from nsagent.sample import GONE, Facts, MapFigures, NodeSample, Outcome
 from nsagent.usage import NodeUsage, Usage
+from nsagent.workloads import Workload, Workloads
 
 PID_NS = NamespaceId(NamespaceKind.PID, 4026531836, 0)
 NET_NS = NamespaceId(NamespaceKind.NET, 4026531840, 7)
@@ -52,6 +53,7 @@ def full_sample() -> NodeSample:
         missing=frozenset({"io_delay_ns"}),
         syscalls=SyscallCounts({("unshare", "ok"): 23}, {("unshare", NamespaceKind.UTS, "ok"): 23}, 24, {"queue_full": 1}),
         findings={"to_host": 1, "orphan": 0},
+        workloads=Workloads({'a "b"': Workload({"success": 2}, [1, *[0] * 9, 1], 10**14 + 1, 5, 6, 7, 8, 0, 1.5, 2.5, 9)}, 3),
         maps=(MapFigures("ids", 5, 10240, 4096), MapFigures("rows", None, 10240, 4096, 7), MapFigures("tasks", None, 0, None)),
         collectors={"usage": Outcome(True, 0.0015), "cgroups": Outcome(False, 1e-6)},
     )

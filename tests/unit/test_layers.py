@@ -18,7 +18,7 @@ LAYERS = (  # from the bottom; a line may import what is above it here, and none
     {"libc", "errors"},
     {"kernel", "procfs", "namespaces", "config"},
     {"usage", "events", "cgroups", "jobs", "inventory", "records"},
-    {"procusage", "history", "findings", "sinks", "origins", "nsfigures", "conservation"},
+    {"procusage", "history", "findings", "sinks", "origins", "nsfigures", "conservation", "workloads"},
     {"identity"},
     {"cri"},
     {"runtimes"},

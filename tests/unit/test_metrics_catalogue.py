@@ -58,7 +58,9 @@ def test_a_row_keeps_the_rules(family: Family) -> None:
     assert not set(family.help) & {'"', "\\", "\n"}, "HELP would need escaping"
     assert family.source
     assert family.collector in ("", *COLLECTORS)
-    assert [bool(family.parts), family.each is not None, family.by is not None].count(True) == 1
+    sources = (bool(family.parts), family.each is not None, family.by is not None, family.histograms is not None)
+    assert sources.count(True) == 1
+    assert (family.histograms is not None) == (family.type == "histogram")
     assert (family.scale != 1) <= (family.unit == "seconds")
     for values, field in family.parts:
         assert len(values) == len(family.labels)
