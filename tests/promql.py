@@ -1,6 +1,6 @@
 """What tests need to know of PromQL: the selectors and labels of an expression, and Grafana's variables in it.
 
-Not a parser: it relies on every selector having braces, as `dashboards/query.py` and the rules write them, and checks that.
+Not a parser: a selector is a name with braces, or a word that begins as the names do that the agent or a scrape makes.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 from tests.support import ROOT
 
 _STRING = r'"(?:[^"\\]|\\.)*"'
-_SELECTOR = re.compile(rf"(?:\b(\w+)\()?\b([a-zA-Z_][a-zA-Z0-9_:]*)\s*\{{((?:{_STRING}|[^{{}}\"])*)\}}\s*(\[[^\]]*\])?")
+_NAME = r"[a-zA-Z_:][\w:]*(?=\s*\{)|\b(?:nsagent|process|scrape)_\w+|\bup\b"
+_SELECTOR = re.compile(rf"(?:\b(\w+)\()?(?<![\w:])({_NAME})(?:\s*\{{((?:{_STRING}|[^{{}}\"])*)\}})?\s*(\[[^\]]*\])?")
 _MATCHER = re.compile(rf"([a-zA-Z_]\w*)\s*(=~|!~|!=|=)\s*({_STRING})")
 _GROUPING = re.compile(r"\b(?:by|without|on|ignoring|group_left|group_right)\s*\(([^()]*)\)")
-_NAME = re.compile(r"\b(?:nsagent|process|scrape|instance|workload)_\w+|\b\w+:\w+(?::\w+)?|\bup\b")
 _REPLACED = re.compile(r'label_replace\([^"]*(?:"[^"]*"[^"]*)*?, "(\w+)", "\$1"')
 
 
@@ -40,14 +40,11 @@ class Target(NamedTuple):
 
 
 def selectors(expression: str) -> list[Selector]:
-    """Return the selectors of an expression; a name of a family without braces is an error."""
-    found = [
-        Selector(match[1] or "", match[2], {m[1]: m[2] + m[3] for m in _MATCHER.finditer(match[3])}, (match[4] or "")[1:-1])
+    """Return the selectors of an expression."""
+    return [
+        Selector(match[1] or "", match[2], {m[1]: m[2] + m[3] for m in _MATCHER.finditer(match[3] or "")}, (match[4] or "")[1:-1])
         for match in _SELECTOR.finditer(expression)
     ]
-    rest = re.sub(_STRING, "", _GROUPING.sub("", _SELECTOR.sub("", expression)))
-    assert not _NAME.findall(rest), f"without braces: {_NAME.findall(rest)} in {expression}"
-    return found
 
 
 def grouping_labels(expression: str) -> set[str]:

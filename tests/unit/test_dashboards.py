@@ -89,7 +89,8 @@ def test_what_does_not_exist_is_found() -> None:
         'nsagent_cgroup_cpu_usage_total{cgroup="/"}',
         'nsagent_cgroup_cpu_usage_seconds_total{pod="x"}',
         "sum by (kind) (nsagent_cgroup_pids{})",
-        "nsagent_cgroup_pids",
+        "nsagent_cgroup_pidz",
+        "1 + 1",
     ):
         with pytest.raises(AssertionError):
             check_names(wrong, known)
