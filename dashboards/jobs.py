@@ -9,7 +9,9 @@ from dashboards.query import NODE, gained, of, rate, top, total
 
 _THESE = 'workload=~"$workload"'
 _NAME = ("cluster", "instance", "workload")
-_BUCKETS = f"sum by (le, workload) ({rate('nsagent_workload_duration_seconds_bucket', _THESE)})"
+# Of all runs: to PromQL the first run of a name is no increase.
+_BUCKETS = total(of("nsagent_workload_duration_seconds_bucket", _THESE), "le", "workload")
+_START = of("nsagent_workload_last_start_timestamp_seconds", _THESE)
 
 
 def _a_run(counter: str, *matchers: str) -> str:
@@ -64,18 +66,22 @@ def build() -> Dashboard:
                 graph(
                     "Duration",
                     "s",
-                    "How long runs take: half of them less than the lower line, one in twenty longer than the upper. Set "
-                    "--timeout well above it.",
-                    Query(f"histogram_quantile(0.5, {_BUCKETS})", "{{workload}} median"),
+                    "How long the last run took, and what one run in twenty exceeds of all that were counted. A last run far "
+                    "above it: "
+                    "more data, or a slower node. Set --timeout well above both.",
+                    Query(
+                        f"{of('nsagent_workload_last_end_timestamp_seconds', _THESE)} - {_START}",
+                        "{{instance}} {{workload}} last",
+                    ),
                     Query(f"histogram_quantile(0.95, {_BUCKETS})", "{{workload}} 95 %"),
                 ),
                 graph(
-                    "CPU spent on jobs",
-                    "none",
-                    "CPUs that ended runs had used, by name: what a schedule costs. A step up is a change in the job or in its "
-                    "data.",
-                    Query(top(10, total(rate("nsagent_workload_cpu_seconds_total", _THESE), "workload")), "{{workload}}"),
-                    stacked=True,
+                    "CPU time spent",
+                    "s",
+                    "CPU time of the runs that ended, by name: what a schedule costs. A step up is a change in the job or in "
+                    "its data.",
+                    Query(top(10, total(gained("nsagent_workload_cpu_seconds_total", _THESE), "workload")), "{{workload}}"),
+                    bars=True,
                 ),
                 graph(
                     "Memory peak of the last run",
@@ -85,14 +91,14 @@ def build() -> Dashboard:
                     Query(top(10, of("nsagent_workload_memory_peak_bytes", _THESE)), "{{instance}} {{workload}}"),
                 ),
                 graph(
-                    "Storage IO of jobs",
-                    "Bps",
-                    "Bytes that ended runs had read and written. Compare with the node's IO pressure at the same time.",
+                    "Storage IO of runs",
+                    "bytes",
+                    "Bytes that the runs that ended had read and written. Compare with the node's IO pressure at the same time.",
                     Query(
-                        total(rate("nsagent_workload_io_bytes_total", _THESE), "workload", "operation"),
+                        total(gained("nsagent_workload_io_bytes_total", _THESE), "workload", "operation"),
                         "{{workload}} {{operation}}",
                     ),
-                    stacked=True,
+                    bars=True,
                 ),
             ),
         ),

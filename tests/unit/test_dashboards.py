@@ -34,12 +34,10 @@ UNITS = {"none", "short", "percentunit", "bytes", "Bps", "s", "cps", "dateTimeFr
 def families() -> dict[str, set[str]]:
     """Return the labels of each series' name that the agent can export."""
     named = {family.name: set(family.all_labels) for family in catalogue.FAMILIES}
-    for row in (ROOT / "tests/golden/families.txt").read_text().splitlines():
-        # the jobs' families, which are being built: the contract has their labels
-        if row.startswith("later ") and row.split()[2].startswith("nsagent_workload"):
-            named[row.split()[2]] = set(row.split()[3].split(",")) if len(row.split()) > 3 else set()
-    for name in [name for name in named if name.endswith("_duration_seconds") and "workload" in name]:
-        named |= {f"{name}_bucket": named[name] | {"le"}, f"{name}_count": named[name], f"{name}_sum": named[name]}
+    for family in catalogue.FAMILIES:
+        if family.type == "histogram":
+            labels = named.pop(family.name)
+            named |= {f"{family.name}_bucket": labels | {"le"}, f"{family.name}_count": labels, f"{family.name}_sum": labels}
     return named | {name: set() for name in OTHERS}
 
 
