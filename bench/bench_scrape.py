@@ -1,7 +1,8 @@
 """One GET /metrics of a real agent, over HTTP, with 100, 1,000 and 5,000 cgroups added to those of the host, a sleeping process
 in each: wall time, CPU of the agent (its process clock), samples. `all else` is the same agent before any cgroup was added.
-`gzip` is what a Prometheus asks for. `bare reads` opens, reads and closes those files of the same cgroups that the agent reads,
-and does nothing with them: what a scrape in which nothing changed is measured against."""
+`gzip` is what a Prometheus asks for. `core alone` is an agent with --no-collector all. `bare reads` opens, reads and closes those
+files of the same cgroups that the agent reads, and does nothing with them: what a scrape in which nothing changed is measured
+against."""
 
 from __future__ import annotations
 
@@ -162,6 +163,11 @@ def measure() -> Result:
                 series |= {f"{what}, {name}": values for what, values in times.items()}
                 worst = f"p99 {statistics.quantiles(times['wall'], n=100)[98]:.0f} ms"
                 result.notes.append(f"{name}: {samples:,} samples, {worst}, PSS of the agent {agent.pss_mib():.1f} MiB.")
+                if size == 1000:
+                    with running_agent("--no-collector", "all") as core:
+                        times, samples = measure_scrapes(core, rounds)
+                    series |= {f"{what}, core alone, {name}": values for what, values in times.items()}
+                    result.notes.append(f"Core alone, {name}: {samples:,} samples.")
                 if size in (100, 1000):
                     series[f"bare reads, {name}"] = measure_bare(paths, rounds)
     result.add(series, "ms", "wall, 1,000 cgroups")

@@ -141,12 +141,13 @@ def _run(config: AgentConfig, read: Callable[[], AgentConfig], stack: contextlib
     patrol = Patrol(node.findings, node.hub.publish, node.attached.rows if node.attached else None)
     sinks = [Sink(parse(text, parse_bytes), lambda: node.hub.subscribe(EventFilter()), SCHEMA) for text in config.events_to]
     watch = Watch(node.sampler, node.history, _unseen)
-    encoder = Encoder(catalogue.FAMILIES, Process())
+    encoder = Encoder(catalogue.FAMILIES, Process(), max_series=config.max_series)
 
     def scrape(openmetrics: bool) -> tuple[bytes, ...]:
         return encoder.chunks(node.sampler.read(), openmetrics)
 
-    reloader = Reloader(config, read, node.settings(), FLAGS, lambda: _read_web(config, web))
+    live = node.settings() | {"max_series": encoder.limit}
+    reloader = Reloader(config, read, live, FLAGS, lambda: _read_web(config, web))
     node.sampler.reload = lambda: reloader.outcome
     reload = reloader.reload if config.web_lifecycle else None
     server = Server(listener, scrape, lambda: not stopping.is_set(), web=web, reload=reload)

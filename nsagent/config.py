@@ -44,11 +44,13 @@ FLAGS: Final = {  # what each field of AgentConfig is called where people see it
     "cgroup_exclude": "cgroup-exclude",
     "max_depth": "max-depth",
     "collectors_off": "no-collector",
+    "max_series": "max-series",
     **{name: name.replace("_", "-") for name in ("state_dir", "pin_dir", "cache_dir", "object_dir", "events_to", "log_level")},
 }
 
 _PAGE: Final = 4096
 _MOST_RING_BYTES: Final = 1 << 30
+_LEAST_SERIES: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,7 @@ class AgentConfig:
     cgroup_include: tuple[str, ...] = ()  # as nsagent.cgroups.selection takes them
     cgroup_exclude: tuple[str, ...] = ()
     max_depth: int | None = None
+    max_series: int = 200_000  # 0: no limit
     collectors_off: frozenset[str] = frozenset()  # of nsagent.metrics.family.COLLECTORS
 
     def __post_init__(self) -> None:
@@ -93,6 +96,11 @@ class AgentConfig:
             )
         if self.rate < 0:
             raise UsageError("--rate cannot be negative", hint="0 is no limit")
+        if self.max_series < 0 or 0 < self.max_series < _LEAST_SERIES:
+            raise UsageError(
+                f"--max-series {self.max_series} is too little",
+                hint=f"at least {_LEAST_SERIES}, for what the agent says of itself; 0 is no limit",
+            )
         if self.max_depth is not None and self.max_depth < 0:
             raise UsageError("--max-depth cannot be negative", hint="0 is the root alone, 1 what stands directly below it too")
         if self.retain_ns < 0:

@@ -45,8 +45,8 @@ Examples:
 Flags come before variables (NSAGENT_AGENT_LISTEN), these before the file, and that before the defaults.
 SIGTERM ends the agent and keeps its BPF programs, which go on counting for the next one; --ephemeral and
 'nsagent bpf unload' remove them. SIGHUP (or POST /-/reload, with --web.enable-lifecycle) reads the file and the web
-configuration again: retain, finding-off, rate, log-level and which cgroups are shown are changed at once, other settings
-need a restart, and nothing is changed where something is wrong. nsagent_config_last_reload_success tells how it was.
+configuration again: retain, finding-off, rate, log-level, max-series and which cgroups are shown are changed at once, other
+settings need a restart, and nothing is changed where something is wrong. nsagent_config_last_reload_success tells how it was.
 """
 
 
@@ -140,6 +140,7 @@ def _make_settings(flags: Mapping[str, Any]) -> config.AgentConfig:
         cgroup_include=flags["cgroup_include"],
         cgroup_exclude=flags["cgroup_exclude"],
         max_depth=flags["max_depth"],
+        max_series=flags["max_series"],
         collectors_off=_collectors_off(flags["collector"], flags["no_collector"]),
     )
 
@@ -212,6 +213,8 @@ _SOURCES: Final = {
               help="Neither read nor show these cgroups nor what is below them; may be repeated.")  # fmt: skip
 @click.option("--max-depth", type=int, metavar="N", show_default=False,
               help="Read and show no cgroup deeper than that; /system.slice has depth 1.")  # fmt: skip
+@click.option("--max-series", default=200_000, metavar="N",
+              help="Show at most so many series, and whole cgroups and namespaces less; 0 is no limit.")  # fmt: skip
 @click.option("--no-collector", multiple=True, type=click.Choice([_ALL, *COLLECTORS]),
               help="Do not read and show these; all leaves the core, CPU, memory and pids; may be repeated.")  # fmt: skip
 @click.option("--collector", multiple=True, type=click.Choice(list(COLLECTORS)),

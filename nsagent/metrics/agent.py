@@ -9,6 +9,7 @@ from nsagent.metrics.family import NS_PER_S, Each, Family, Number, Scope
 from nsagent.sample import NodeSample
 
 SCRAPE_SAMPLES: Final = "nsagent_scrape_samples"
+SERIES_DROPPED: Final = "nsagent_series_dropped_total"
 BUILD: Final = ("version", "python", "bcc", "libbpf", "kernel")
 MODE: Final = ("cgroup", "bpf", "accounting", "psi", "delayacct")
 
@@ -230,6 +231,16 @@ FAMILIES: Final[tuple[Family, ...]] = (
         "the agent, CLOCK_REALTIME",
         (),
         _reload_time,
+    ),
+    Family(
+        SERIES_DROPPED,
+        "counter",
+        Scope.NODE,
+        "Series not shown because there were more than --max-series: all those of a cgroup or namespace, for the rest of its "
+        "life, as many as it had when it was dropped.",
+        "the agent",
+        ("reason",),
+        parts=((("max_series",), lambda _: None),),  # the encoder counts
     ),
     Family(
         SCRAPE_SAMPLES,

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Final
 
 from nsagent.cgroups.stats import CgroupStats
-from nsagent.metrics.agent import SCRAPE_SAMPLES
+from nsagent.metrics.agent import SCRAPE_SAMPLES, SERIES_DROPPED
+from nsagent.metrics.budget import Budget, Key, labels_of
 from nsagent.metrics.columns import Table
-from nsagent.metrics.family import NS_PER_S, Family, Scope
+from nsagent.metrics.family import NS_PER_S, SCOPE_LABELS, Each, Family, Scope
 from nsagent.metrics.text import label, label_text, number, seconds
 from nsagent.namespaces import NamespaceId
 from nsagent.sample import NodeSample
@@ -43,12 +45,16 @@ def accepts_openmetrics(accept: str) -> bool:
 class Encoder:
     """Writes samples; keeps the lines of the last, and its exposition for those who share the sample."""
 
-    def __init__(self, families: Iterable[Family], process: Callable[[bool], bytes] | None = None) -> None:
-        """`process` returns the exposition of process_* (of OpenMetrics, if its argument is true)."""
+    def __init__(
+        self, families: Iterable[Family], process: Callable[[bool], bytes] | None = None, *, max_series: int = 0
+    ) -> None:
+        """`process` returns the exposition of process_* (of OpenMetrics, if its argument is true); `max_series` is without it."""
         rows = tuple(families)
-        self._families = [family for family in rows if family.name != SCRAPE_SAMPLES]
-        self._samples = next((family for family in rows if family.name == SCRAPE_SAMPLES), None)
+        self._own = [family for family in rows if family.name in (SERIES_DROPPED, SCRAPE_SAMPLES)]  # what only the encoder knows
+        self._families = [family for family in rows if family not in self._own]
         self._process = process
+        self._budget = Budget(max_series)
+        self._node: dict[str, list[str]] = {}  # lines of the families of the whole node
         self._lock = threading.Lock()
         self._missing: frozenset[str] | None = None
         self._tables: dict[tuple[Scope, bool], Table[Any]] = {}
@@ -71,37 +77,70 @@ class Encoder:
                 self._last = (sample, {})
             form = (openmetrics, process)
             if form not in self._last[1]:
-                self._last[1][form] = tuple(self._write(sample, openmetrics, self._process if process else None))
+                self._last[1][form] = tuple(self._write(openmetrics, self._process if process else None))
             return self._last[1][form]
+
+    def limit(self, max_series: int) -> None:
+        """Show at most so many series from now on; what is not shown is chosen anew. 0 is no limit."""
+        with self._lock:
+            self._budget.most, self._budget.hidden, self._last = max_series, frozenset(), None
 
     def _update(self, sample: NodeSample) -> None:
         if sample.missing != self._missing:
             self._missing = sample.missing
             self._tables = {(scope, ended): self._table(scope, ended) for scope in _TABLES for ended in (False, True)}
+        if self._budget.most:
+            self._budget.see(key for scope, ended in self._tables for key in _things(sample, scope, ended))
+        self._fill(sample)
+        if self._budget.most and (total := self._samples) > self._budget.most:
+            self._budget.drop(self._series(sample), total)
+            self._fill(sample)
+
+    def _fill(self, sample: NodeSample) -> None:
+        hidden = self._budget.hidden
         for (scope, ended), table in self._tables.items():
-            table.update(_things(sample, scope, ended))
+            things = _things(sample, scope, ended)
+            table.update({key: thing for key, thing in things.items() if key not in hidden} if hidden else things)
+        labels = frozenset(map(labels_of, hidden))
+        self._node = {f.name: list(node_lines(f, sample, labels)) for f in self._families if f.scope is Scope.NODE}
+
+    @property
+    def _samples(self) -> int:
+        """All samples but the process's."""
+        return sum(table.samples for table in self._tables.values()) + sum(map(len, self._node.values())) + len(self._own)
+
+    def _series(self, sample: NodeSample) -> Counter[Key]:
+        """Return how many samples each cgroup and namespace has."""
+        found: Counter[Key] = Counter()
+        for table in self._tables.values():
+            for key, samples in table.series():
+                found[key] += samples
+        more = Counter(
+            values[: _key(f)] for f in self._families if _key(f) for values, n in _node_values(f, sample) if n is not None
+        )
+        for key in found:
+            found[key] += more[labels_of(key)]
+        return found
 
     def _table(self, scope: Scope, ended: bool) -> Table[Any]:
         families = [f for f in self._families if f.scope is scope and (not ended or f.type == "counter" or f.final)]
         parts = CgroupStats._fields if scope is Scope.CGROUP else ()
         return Table(families, parts, _labels, self._missing or frozenset())
 
-    def _write(self, sample: NodeSample, openmetrics: bool, write_process: Callable[[bool], bytes] | None) -> Iterable[bytes]:
-        samples = sum(table.samples for table in self._tables.values())
+    def _write(self, openmetrics: bool, write_process: Callable[[bool], bytes] | None) -> Iterable[bytes]:
         for family in self._families:
             if family.scope is Scope.NODE:
-                lines = list(node_lines(family, sample))
-                samples += len(lines)
-                pieces = ["".join(lines).encode()]
+                pieces = ["".join(self._node[family.name]).encode()]
             else:
                 pieces = [piece for ended in (False, True) for piece in self._tables[family.scope, ended].pieces(family.name)]
             if any(pieces):
                 yield header(family, openmetrics).encode()
                 yield from filter(None, pieces)
         process = write_process(openmetrics) if write_process else b""
-        if self._samples:
-            samples += 1 + sum(not line.startswith(b"#") for line in process.splitlines())
-            yield f"{header(self._samples, openmetrics)}{SCRAPE_SAMPLES} {samples}\n".encode()
+        samples = self._samples + sum(not line.startswith(b"#") for line in process.splitlines())
+        own = {SCRAPE_SAMPLES: f" {samples}", SERIES_DROPPED: f'{{reason="max_series"}} {self._budget.dropped}'}
+        for family in self._own:
+            yield f"{header(family, openmetrics)}{family.name}{own[family.name]}\n".encode()
         yield process + b"# EOF\n" if openmetrics else process
 
 
@@ -131,8 +170,17 @@ def header(family: Family, openmetrics: bool) -> str:
     return f"# HELP {name} {family.help}\n# TYPE {name} {kind}\n{unit}"
 
 
-def node_lines(family: Family, sample: NodeSample) -> Iterable[str]:
-    """Yield the lines of a family of the whole node."""
+def _key(family: Family) -> int:
+    """Return how many labels of a family of the whole node say which cgroup or namespace a series is about."""
+    return next((len(names) for names in SCOPE_LABELS.values() if names and family.labels[: len(names)] == names), 0)
+
+
+def _node_values(family: Family, sample: NodeSample) -> Each:
+    return family.each(sample) if family.each else ((v, read(sample)) for v, read in family.parts if not isinstance(read, str))
+
+
+def node_lines(family: Family, sample: NodeSample, hidden: Collection[tuple[str, ...]] = ()) -> Iterable[str]:
+    """Yield the lines of a family of the whole node, without those about a cgroup or namespace of these label values."""
     text: Callable[[Any], str] = seconds if family.scale == NS_PER_S else number
     for values, histogram in family.histograms(sample) if family.histograms else ():
         labels = label_text(family.labels, values)
@@ -140,8 +188,8 @@ def node_lines(family: Family, sample: NodeSample) -> Iterable[str]:
             yield f'{family.name}_bucket{{{labels},le="{number(float(bound))}"}} {count}\n'
         yield f"{family.name}_sum{{{labels}}} {text(histogram.total)}\n"
         yield f"{family.name}_count{{{labels}}} {histogram.number}\n"
-    found = family.each(sample) if family.each else ((v, read(sample)) for v, read in family.parts if not isinstance(read, str))
-    for values, value in found:
-        if value is not None:
+    key = _key(family)
+    for values, value in _node_values(family, sample):
+        if value is not None and not (hidden and values[:key] in hidden):
             labels = label_text(family.labels, values)
             yield f"{family.name}{{{labels}}} {text(value)}\n" if labels else f"{family.name} {text(value)}\n"

@@ -140,3 +140,27 @@ def test_collectors_that_are_off_read_nothing(world: list[str], cgroup_name: str
         names, files = read(agent)
         assert names & optional == everything & chosen
         assert files == {"memory.stat"}
+
+
+def test_no_more_series_than_allowed(world: list[str], cgroup_name: str, tmp_path: Path) -> None:
+    file = tmp_path / "agent.toml"
+    file.write_text("max-series = 1000\n")
+    top, many = f"/{cgroup_name}", {f"/{cgroup_name}/{number}" for number in range(150)}
+    for path in many:
+        nested(path[1:])
+
+    def dropped(samples: Samples) -> float:
+        return get(samples, "nsagent_series_dropped_total", reason="max_series") or 0
+
+    with running(world, "--no-bpf", "--config", str(file)) as agent:
+        samples = agent.scrape()
+        assert sum(name.startswith("nsagent_") for name, _ in samples) <= 1000
+        assert dropped(samples) > 0
+        assert shown(samples, "/"), "the root is among what is left"
+        first = shown(samples, top)
+        assert many - first
+        assert shown(agent.scrape(), top) == first, "the choice holds"
+        file.write_text("max-series = 0\n")
+        agent.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: shown(agent.scrape(), top) >= many, 60, "all of them")
+        assert "event=series_dropped max_series=1000" in agent.stop()
