@@ -57,9 +57,18 @@ RESOLVE_IN_ROOT: Final = 0x10
 
 CLOSE_RANGE_CLOEXEC: Final = 4  # include/uapi/linux/close_range.h, since Linux kernel commit 582f1fb6b721 (in v5.11)
 
+# include/uapi/linux/prctl.h
 PR_SET_PDEATHSIG: Final = 1
-PR_SET_NO_NEW_PRIVS: Final = 38
+PR_SET_DUMPABLE: Final = 4
+PR_SET_NAME: Final = 15
+PR_SET_SECCOMP: Final = 22
+PR_CAPBSET_DROP: Final = 24
 PR_SET_CHILD_SUBREAPER: Final = 36
+PR_SET_NO_NEW_PRIVS: Final = 38
+PR_CAP_AMBIENT: Final = 47
+PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
+_SECCOMP_MODE_FILTER: Final = 2  # include/uapi/linux/seccomp.h
+_CAPABILITY_VERSION_3: Final = 0x20080522  # include/uapi/linux/capability.h
 
 # arch/x86/entry/syscalls/syscall_64.tbl; include/uapi/asm-generic/unistd.h
 _NUMBERS: Final = {
@@ -117,6 +126,8 @@ _renameat2 = _declare("renameat2", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, 
 _open_by_handle_at = _declare("open_by_handle_at", ctypes.c_int, ctypes.c_char_p, ctypes.c_int)
 _fanotify_init = _declare("fanotify_init", ctypes.c_uint, ctypes.c_uint)
 _fanotify_mark = _declare("fanotify_mark", ctypes.c_int, ctypes.c_uint, ctypes.c_uint64, ctypes.c_int, ctypes.c_char_p)
+_capget = _declare("capget", ctypes.c_char_p, ctypes.c_void_p)
+_capset = _declare("capset", ctypes.c_char_p, ctypes.c_char_p)
 _prctl = _declare("prctl", ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
 
 
@@ -238,6 +249,32 @@ def sethostname(name: str) -> None:
 def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 0) -> int:
     """prctl(2)."""
     return _check(_prctl(option, arg2, arg3, arg4, arg5), "prctl")
+
+
+def capget() -> tuple[int, int, int]:
+    """Return the caller's (effective, permitted, inheritable) capabilities as bit masks, capget(2)."""
+    data = ctypes.create_string_buffer(24)  # struct __user_cap_data_struct[2]: of bits 0 to 31, of bits 32 to 63
+    _check(_capget(struct.pack("=Ii", _CAPABILITY_VERSION_3, 0), data), "capget")
+    words = struct.unpack("=6I", data.raw)
+    return words[0] | words[3] << 32, words[1] | words[4] << 32, words[2] | words[5] << 32
+
+
+def capset(effective: int, permitted: int, inheritable: int) -> None:
+    """Set the caller's capabilities, capset(2). EPERM: one is not permitted now."""
+    masks = (effective, permitted, inheritable)
+    words = [mask & 0xFFFFFFFF for mask in masks] + [mask >> 32 for mask in masks]
+    _check(_capset(struct.pack("=Ii", _CAPABILITY_VERSION_3, 0), struct.pack("=6I", *words)), "capset")
+
+
+def seccomp_filter(program: bytes) -> None:
+    """Put the caller under a seccomp filter (struct sock_filter, 8 bytes each), seccomp(2).
+
+    EACCES: neither CAP_SYS_ADMIN nor no_new_privs. EINVAL: no such program, or a kernel without CONFIG_SECCOMP_FILTER.
+    """
+    instructions = ctypes.create_string_buffer(program, len(program))
+    header = struct.pack("@HP", len(program) // 8, ctypes.addressof(instructions))  # struct sock_fprog
+    fprog = ctypes.create_string_buffer(header, len(header))
+    prctl(PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(fprog))
 
 
 def signalfd(signals: Iterable[int]) -> int:

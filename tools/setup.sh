@@ -9,6 +9,7 @@ python=/usr/bin/python3
 packages=(
 	python3-venv   # .venv
 	python3-bpfcc  # compiles bpf/*.c; PyPI's bcc is an unrelated library
+	libseccomp2    # the filter of nsagent run
 	gcc libc6-dev  # the C workloads of the tests
 	shellcheck     # a linter of the tests
 	util-linux     # unshare and nsenter, which the tests compare with

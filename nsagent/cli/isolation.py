@@ -7,15 +7,19 @@ from typing import Any, Final
 
 import click
 
-from nsagent.launch import filesystem
+from nsagent.launch import filesystem, security
 from nsagent.launch.filesystem import Filesystem
+from nsagent.launch.security import Security
 
 _OPTIONS: Final = (
     click.option("--rootfs", metavar="DIR", help="Directory that becomes the root.  [default: the host's root]"),
     click.option("--read-only", is_flag=True, help="Mount the root read-only; volumes and tmpfs are not."),
     click.option("-v", "--volume", metavar="SRC:DST[:ro]", multiple=True, help="Show SRC of the host at DST; may be repeated."),
     click.option("--tmpfs", metavar="DST[:size=N,...]", multiple=True, help="An empty DST in memory; may be repeated."),
-    click.option("--privileged", is_flag=True, help="Take nothing from CMD but what --isolate and limits say."),
+    click.option("--privileged", is_flag=True, help="All capabilities, no seccomp filter, mounts as they are."),
+    click.option("--cap-add", metavar="CAP", multiple=True, help="Keep a capability such as SYS_ADMIN, or ALL; may be repeated."),
+    click.option("--cap-drop", metavar="CAP", multiple=True, help="Take one away, or ALL; may be repeated."),
+    click.option("--seccomp", metavar="FILE", help="Profile in docker's JSON form, or unconfined.  [default: like docker's]"),
 )
 
 
@@ -33,4 +37,14 @@ def make_filesystem(words: dict[str, Any]) -> Filesystem:
         read_only=words["read_only"],
         volumes=tuple(map(filesystem.parse_volume, words["volume"])),
         tmpfs=tuple(map(filesystem.parse_tmpfs, words["tmpfs"])),
+    )
+
+
+def make_security(words: dict[str, Any]) -> Security:
+    """Return what CMD may do. Raises UsageError."""
+    return Security(
+        privileged=words["privileged"],
+        cap_add=security.parse_capabilities(words["cap_add"], "--cap-add"),
+        cap_drop=security.parse_capabilities(words["cap_drop"], "--cap-drop"),
+        seccomp=security.parse_seccomp(words["seccomp"]) if words["seccomp"] else "",
     )

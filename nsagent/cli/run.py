@@ -100,7 +100,7 @@ def make_spec(argv: tuple[str, ...], words: dict[str, Any]) -> RunSpec:
         isolate=namespaces.parse_kinds(words["isolate"]),
         limits=make_limits(words),
         filesystem=isolation.make_filesystem(words),
-        privileged=words["privileged"],
+        security=isolation.make_security(words),
         hostname=words["hostname"] or "",
         workdir=words["workdir"] or "",
         env=tuple(pair for word in words["env"] if (pair := split_env(word))),

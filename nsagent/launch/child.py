@@ -12,6 +12,7 @@ from typing import NamedTuple, NoReturn
 
 from nsagent import libc
 from nsagent.launch import mounts
+from nsagent.launch.confine import Confinement, confine, drop_bounding
 from nsagent.launch.execute import Command, execute
 from nsagent.launch.handshake import Failed, Ready, Step, encode, send
 from nsagent.launch.init import run_under_init
@@ -36,6 +37,8 @@ class ChildPlan(NamedTuple):
     drop_groups: bool = False  # not where setgroups is denied
     die_with_parent: bool = True
     init: bool = False
+    confinement: Confinement = Confinement(-1, no_new_privileges=False)
+    hidden: bool = False  # from other processes of the job until execve, an init for good; not where our ids are mapped
 
 
 def run(plan: ChildPlan) -> NoReturn:
@@ -73,6 +76,9 @@ def _prepare(plan: ChildPlan, step: Step) -> None:
     step("handshake", "read")
     if not os.read(plan.release, 1):
         os._exit(125)  # the launcher died
+    if plan.hidden:  # /proc/PID/exe is the interpreter, a file of the host's; ours not to dump (proc_pid_exe(5), ptrace(2))
+        step("hide", "prctl(PR_SET_DUMPABLE)")
+        libc.prctl(libc.PR_SET_DUMPABLE, 0)
     sources = None
     if plan.mounts is not None:  # while it may still read what its caller may
         sources = mounts.open_sources(plan.mounts, step)
@@ -98,6 +104,8 @@ def _prepare(plan: ChildPlan, step: Step) -> None:
             os.fchdir(libc.openat2(libc.AT_FDCWD, plan.workdir, os.O_PATH | os.O_DIRECTORY, libc.RESOLVE_NO_MAGICLINKS))
         else:
             os.chdir(plan.workdir)
+    drop_bounding(plan.confinement, step)
+    confine(plan.confinement, step)
 
 
 def _die_with_parent(plan: ChildPlan, step: Step) -> None:

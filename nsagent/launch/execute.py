@@ -6,6 +6,7 @@ import os
 import signal
 from typing import NamedTuple, NoReturn
 
+from nsagent import libc
 from nsagent.launch.descriptors import close_on_exec_from
 from nsagent.launch.handshake import Step
 
@@ -16,6 +17,7 @@ class Command(NamedTuple):
     argv: tuple[bytes, ...]
     environment: dict[bytes, bytes]
     search_path: tuple[bytes, ...]  # directories tried for a command without a slash
+    real_path: bool = False  # neither CMD nor its interpreter may be reached by a link of /proc
     ignored: frozenset[int] = frozenset()  # signals the caller had ignored (nohup, `&`), and so has CMD
 
 
@@ -26,16 +28,36 @@ def execute(command: Command, step: Step) -> NoReturn:
     close_on_exec_from(3)
     _reset_signals(command.ignored)
     if b"/" in program:
-        os.execve(program, command.argv, command.environment)
+        _execve(program, command)
     denied: OSError | None = None
     for directory in command.search_path:
         try:
-            os.execve(os.path.join(directory, program), command.argv, command.environment)
+            _execve(os.path.join(directory, program), command)
         except (FileNotFoundError, NotADirectoryError):
             continue
         except PermissionError as exc:  # execvp(3): a later directory may have one that may be run
             denied = exc
     raise denied or FileNotFoundError(2, "not found in PATH")
+
+
+def _execve(path: bytes, command: Command) -> None:
+    if command.real_path:
+        _refuse_links_of_proc(path)
+    os.execve(path, command.argv, command.environment)
+
+
+def _refuse_links_of_proc(path: bytes, depth: int = 4) -> None:
+    """Raise OSError(ELOOP) for a CMD, or an interpreter in its `#!` line, that is /proc/self/exe by whatever way.
+
+    That would be this interpreter, a file of the host's, as a program that the job controls: CVE-2019-5736.
+    """
+    fd = libc.openat2(libc.AT_FDCWD, os.fsdecode(path), os.O_RDONLY, libc.RESOLVE_NO_MAGICLINKS)
+    first = os.read(fd, 256).split(b"\n", 1)[0]
+    os.close(fd)
+    if first.startswith(b"#!") and depth:
+        words = first[2:].split()
+        if words:
+            _refuse_links_of_proc(words[0], depth - 1)
 
 
 def _reset_signals(ignored: frozenset[int]) -> None:

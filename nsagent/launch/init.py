@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 from typing import NoReturn
@@ -35,12 +36,7 @@ def run_under_init(command: Command, channel: int, step: Step) -> NoReturn:
         os.dup2(null, fd)
     keep = os.dup2(channel, 3)
     close_from(4)
-    try:
-        comm = os.open("/proc/self/comm", os.O_WRONLY)
-        os.write(comm, b"nsagent-init")
-        os.close(comm)
-    except OSError:
-        pass  # another /proc than ours: only the name in ps is lost
+    libc.prctl(libc.PR_SET_NAME, ctypes.addressof(ctypes.create_string_buffer(b"nsagent-init")))
     while True:
         info = signal.sigwaitinfo(taken)
         if info.si_signo == signal.SIGCHLD:

@@ -58,7 +58,7 @@ def run(spec: RunSpec, state_dir: str) -> RunResult:
     inbox, terminal = Inbox(), Terminal()
     last: dict[str, object] = {"outcome": "launch_error", "exit_code": 125}
     try:
-        result = _Launch(spec, job, inbox, terminal).run(layout)
+        result = _Launch(spec, job, state_dir, inbox, terminal).run(layout)
         last = {"outcome": result.outcome, "exit_code": result.exit_code, "reason": result.reason}
         last["report"] = to_dict(result)
         return result
@@ -130,9 +130,10 @@ def _kill_if_same(pid: int | None, start_ticks: int | None) -> None:
 class _Launch:
     """One launch; what it makes is undone in the opposite order."""
 
-    def __init__(self, spec: RunSpec, job: jobs.JobFile, inbox: Inbox, terminal: Terminal) -> None:
+    def __init__(self, spec: RunSpec, job: jobs.JobFile, state_dir: str, inbox: Inbox, terminal: Terminal) -> None:
         self._spec = spec
         self._job = job
+        self._state_dir = state_dir
         self._inbox = inbox
         self._terminal = terminal
         self._notes = list(spec.notes)
@@ -208,6 +209,8 @@ class _Launch:
             parents=(channel, release, self._inbox.fd, self._job.fd),
             tasks=tuple(self._group.attach_fds()) if self._group else (),
             ignored=self._inbox.ignored,
+            state_dir=self._state_dir,
+            notes=self._notes,
         )
         started = time.monotonic_ns()
         try:

@@ -7,7 +7,7 @@ import shlex
 
 from nsagent.cgroups.group import plan
 from nsagent.cgroups.layout import Layout
-from nsagent.launch import idmaps
+from nsagent.launch import idmaps, security
 from nsagent.launch.mounts import MountPlan
 from nsagent.launch.prepare import mount_plan
 from nsagent.launch.spec import RunSpec
@@ -36,6 +36,8 @@ def describe(spec: RunSpec, layout: Layout, parent: str = "") -> str:
         if value:
             rows.append((subject, value))
     rows.append(("environment", " ".join(["empty" if spec.clean_env else "inherited", *(key for key, _ in spec.env)])))
+    rows.append(("capabilities", security.describe(spec.security.capabilities)))
+    rows.append(("seccomp", (spec.security.seccomp or "default") if spec.security.filtered else "unconfined"))
     rows.append(("PID 1", _pid_one(spec)))
     if spec.timeout_ns is not None:
         rows.append(("timeout", f"SIGTERM after {spec.timeout_ns / 1e9:g} s, SIGKILL {spec.stop_timeout_ns / 1e9:g} s later"))

@@ -11,6 +11,7 @@ from typing import Final
 from nsagent.cgroups.limits import Limits
 from nsagent.errors import UsageError
 from nsagent.launch.filesystem import Filesystem
+from nsagent.launch.security import Security
 from nsagent.namespaces import NamespaceKind
 
 DEFAULT_KINDS: Final = frozenset(
@@ -26,9 +27,8 @@ _CAP_SYS_ADMIN: Final = 21  # include/uapi/linux/capability.h
 class RunSpec:
     """One job as asked for. Raises UsageError where it makes no sense. Times are ns.
 
-    `name` is the job's name, by default the base name of the command. `privileged`: nothing that `isolate` and `limits`
-    do not say is taken from CMD. `mount_proc`: a fresh /proc, where pid and mnt
-    are both new. `timeout_ns`: SIGTERM after it, SIGKILL to all `stop_timeout_ns` later; `cpu_timeout_ns`: the same after so
+    `name` is the job's name, by default the base name of the command. `mount_proc`: a fresh /proc, where pid and mnt are
+    both new. `timeout_ns`: SIGTERM after it, SIGKILL to all `stop_timeout_ns` later; `cpu_timeout_ns`: the same after so
     much CPU time of all its processes. `sample_ns`: how often its timeline is read. `notes` tell what was changed against the
     words of the user, and why.
     """
@@ -38,7 +38,7 @@ class RunSpec:
     isolate: frozenset[NamespaceKind] = DEFAULT_KINDS
     limits: Limits = field(default_factory=Limits)
     filesystem: Filesystem = field(default_factory=Filesystem)
-    privileged: bool = False
+    security: Security = field(default_factory=Security)
     hostname: str = ""
     workdir: str = ""
     env: tuple[tuple[str, str], ...] = ()

@@ -59,7 +59,7 @@ def test_successive_namespaces_have_ids_of_their_own(jobs: Jobs) -> None:
 
 def test_a_hostname_inside_is_not_seen_outside(jobs: Jobs) -> None:
     before = socket.gethostname()
-    done = jobs.run("--", "sh", "-c", "hostname bird && hostname")
+    done = jobs.run("--cap-add", "SYS_ADMIN", "--", "sh", "-c", "hostname bird && hostname")
     assert done.out == "bird\n"
     assert socket.gethostname() == before
     assert jobs.run("--hostname", "heron", "--", "hostname").out == "heron\n"
@@ -95,7 +95,7 @@ def test_proc_is_fresh_and_gone_with_the_job(jobs: Jobs) -> None:
 
 def test_mounts_do_not_propagate(jobs: Jobs, tmp_path: Path) -> None:
     script = f"mount -t tmpfs none {tmp_path} && touch {tmp_path}/inside && ls {tmp_path}"
-    done = jobs.run("--", "sh", "-c", script)
+    done = jobs.run("--cap-add", "SYS_ADMIN", "--", "sh", "-c", script)
     assert "inside" in done.out.split(), done.err
     assert not (tmp_path / "inside").exists()
 

@@ -12,6 +12,7 @@ from nsagent.errors import UsageError
 from nsagent.launch import filesystem, plan, prepare
 from nsagent.launch.filesystem import Filesystem, Tmpfs, Volume
 from nsagent.launch.kernelfs import Hierarchy as CgroupMount
+from nsagent.launch.security import Security
 from nsagent.launch.spec import DEFAULT_KINDS, RunSpec
 from nsagent.namespaces import NamespaceKind
 
@@ -92,7 +93,7 @@ def test_what_a_user_namespace_may_not_mount_is_taken_from_the_host(tmp_path: Pa
     assert (kernel.proc, kernel.sys, kernel.dev) == ("host", "host", "new")
     kernel = prepare.mount_plan(RunSpec(argv=("true",), isolate=DEFAULT_KINDS, filesystem=root), V2).kernel
     assert (kernel.proc, kernel.sys, kernel.dev) == ("new", "new", "new")
-    kernel = prepare.mount_plan(RunSpec(argv=("true",), privileged=True), V2).kernel
+    kernel = prepare.mount_plan(RunSpec(argv=("true",), security=Security(privileged=True)), V2).kernel
     assert (kernel.proc, kernel.sys, kernel.dev, kernel.covered) == ("new", "keep", "keep", False)
 
 
