@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import click
 
-from nsagent.launch import filesystem, security
+from nsagent.launch import filesystem, idmaps, security, users
 from nsagent.launch.filesystem import Filesystem
 from nsagent.launch.security import Security
 
@@ -16,6 +16,10 @@ _OPTIONS: Final = (
     click.option("--read-only", is_flag=True, help="Mount the root read-only; volumes and tmpfs are not."),
     click.option("-v", "--volume", metavar="SRC:DST[:ro]", multiple=True, help="Show SRC of the host at DST; may be repeated."),
     click.option("--tmpfs", metavar="DST[:size=N,...]", multiple=True, help="An empty DST in memory; may be repeated."),
+    click.option("-u", "--user", metavar="USER[:GROUP]", help="Who CMD runs as: names or numbers, of its own /etc/passwd."),
+    click.option("--userns", type=click.Choice(["auto", "none"]), help="A user namespace; without: where needed."),
+    click.option("--map-uid", metavar="IN:OUT[:N]", multiple=True, help="Uids of the user namespace; may be repeated."),
+    click.option("--map-gid", metavar="IN:OUT[:N]", multiple=True, help="Its gids.  [default: as --map-uid]"),
     click.option("--privileged", is_flag=True, help="All capabilities, no seccomp filter, mounts as they are."),
     click.option("--cap-add", metavar="CAP", multiple=True, help="Keep a capability such as SYS_ADMIN, or ALL; may be repeated."),
     click.option("--cap-drop", metavar="CAP", multiple=True, help="Take one away, or ALL; may be repeated."),
@@ -48,3 +52,13 @@ def make_security(words: dict[str, Any]) -> Security:
         cap_drop=security.parse_capabilities(words["cap_drop"], "--cap-drop"),
         seccomp=security.parse_seccomp(words["seccomp"]) if words["seccomp"] else "",
     )
+
+
+def identity_words(words: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a RunSpec that say who CMD is. Raises UsageError."""
+    return {
+        "user": users.check(words["user"]) if words["user"] else "",
+        "userns": words["userns"] or "",
+        "uid_map": tuple(idmaps.parse_extent(text, "--map-uid") for text in words["map_uid"]),
+        "gid_map": tuple(idmaps.parse_extent(text, "--map-gid") for text in words["map_gid"]),
+    }

@@ -101,6 +101,7 @@ def make_spec(argv: tuple[str, ...], words: dict[str, Any]) -> RunSpec:
         limits=make_limits(words),
         filesystem=isolation.make_filesystem(words),
         security=isolation.make_security(words),
+        **isolation.identity_words(words),
         hostname=words["hostname"] or "",
         workdir=words["workdir"] or "",
         env=tuple(pair for word in words["env"] if (pair := split_env(word))),

@@ -10,6 +10,7 @@ import click
 from nsagent import libc, namespaces
 from nsagent.errors import AccessError, LaunchError, NsagentError, UnsupportedError, UsageError
 from nsagent.launch import idmaps
+from nsagent.launch.idmaps import Extent
 from nsagent.namespaces import NamespaceKind
 
 EPILOG = """\
@@ -53,7 +54,7 @@ def change(wanted: frozenset[NamespaceKind]) -> None:
     except OSError as exc:
         raise _refused(exc, names) from exc
     if NamespaceKind.USER in wanted:
-        idmaps.write(os.getpid(), idmaps.IdMaps(uid, gid, 1, setgroups=False))
+        idmaps.write(os.getpid(), idmaps.IdMaps((Extent(0, uid),), (Extent(0, gid),), setgroups=False))
 
 
 def _refused(exc: OSError, names: str) -> NsagentError:

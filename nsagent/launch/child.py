@@ -15,6 +15,7 @@ from nsagent.launch import mounts
 from nsagent.launch.confine import Confinement, confine, drop_bounding
 from nsagent.launch.execute import Command, execute
 from nsagent.launch.handshake import Failed, Ready, Step, encode, send
+from nsagent.launch.identity import Identity, become_maker, become_user
 from nsagent.launch.init import run_under_init
 from nsagent.launch.mounts import MountPlan
 from nsagent.launch.network import loopback_up
@@ -33,8 +34,7 @@ class ChildPlan(NamedTuple):
     loopback: bool = False
     hostname: str = ""
     workdir: str = ""
-    become_root: bool = False  # of a new user namespace
-    drop_groups: bool = False  # not where setgroups is denied
+    identity: Identity = Identity()
     die_with_parent: bool = True
     init: bool = False
     confinement: Confinement = Confinement(-1, no_new_privileges=False)
@@ -82,12 +82,7 @@ def _prepare(plan: ChildPlan, step: Step) -> None:
     sources = None
     if plan.mounts is not None:  # while it may still read what its caller may
         sources = mounts.open_sources(plan.mounts, step)
-    if plan.become_root:
-        step("ids", "setresuid")
-        if plan.drop_groups:
-            os.setgroups([])
-        os.setresgid(0, 0, 0)
-        os.setresuid(0, 0, 0)
+    become_maker(plan.identity, step)
     if plan.die_with_parent:  # after the change of ids, which clears it (prctl(2))
         _die_with_parent(plan, step)
     if plan.mounts is not None and sources is not None:
@@ -98,13 +93,17 @@ def _prepare(plan: ChildPlan, step: Step) -> None:
     if plan.hostname:
         step("hostname", "sethostname", plan.hostname)
         libc.sethostname(plan.hostname)
+    drop_bounding(plan.confinement, step)
+    if plan.identity.user is not None:
+        become_user(plan.identity, step)
+        if plan.die_with_parent:
+            _die_with_parent(plan, step)
     if plan.workdir:
         step("directory", "chdir", plan.workdir)
         if plan.mounts is not None and plan.mounts.root:  # not by /proc/self/fd to where a descriptor of ours leads
             os.fchdir(libc.openat2(libc.AT_FDCWD, plan.workdir, os.O_PATH | os.O_DIRECTORY, libc.RESOLVE_NO_MAGICLINKS))
         else:
             os.chdir(plan.workdir)
-    drop_bounding(plan.confinement, step)
     confine(plan.confinement, step)
 
 

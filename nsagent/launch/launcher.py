@@ -23,7 +23,7 @@ from nsagent.launch import child, idmaps, measure
 from nsagent.launch.clone import clone3
 from nsagent.launch.handshake import RELEASE
 from nsagent.launch.orphans import Orphans
-from nsagent.launch.prepare import child_plan
+from nsagent.launch.prepare import child_plan, id_maps
 from nsagent.launch.report import JobUsage, NamespaceRef, RunResult, to_dict
 from nsagent.launch.signals import Inbox, Terminal
 from nsagent.launch.spec import RunSpec
@@ -201,9 +201,11 @@ class _Launch:
         spec = self._spec
         channel, channel_child = os.pipe()
         release_child, release = os.pipe()
+        maps = id_maps(spec)
         plan = child_plan(
             spec,
             layout,
+            maps,
             channel=channel_child,
             release=release_child,
             parents=(channel, release, self._inbox.fd, self._job.fd),
@@ -236,8 +238,8 @@ class _Launch:
                 stop_timeout_ns=spec.stop_timeout_ns,
             )
             supervisor.wait_ready()
-            if NamespaceKind.USER in spec.isolate:
-                idmaps.write(pid, idmaps.choose(os.geteuid(), os.getegid()))
+            if maps is not None:
+                idmaps.write(pid, maps)
             self._register(pid)
             os.write(release, RELEASE)
             with self._alarms(supervisor) as alarms:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 
 from nsagent.cgroups.group import plan
 from nsagent.cgroups.layout import Layout
-from nsagent.launch import idmaps, security
+from nsagent.launch import security
 from nsagent.launch.mounts import MountPlan
-from nsagent.launch.prepare import mount_plan
+from nsagent.launch.prepare import id_maps, mount_plan
 from nsagent.launch.spec import RunSpec
 from nsagent.namespaces import KINDS, NamespaceKind
 
@@ -20,8 +19,10 @@ def describe(spec: RunSpec, layout: Layout, parent: str = "") -> str:
     shared = [kind for kind in KINDS if kind not in spec.isolate]
     rows = [("command", shlex.join(spec.argv)), ("name", spec.name)]
     rows.append(("namespaces", f"new: {' '.join(made) or 'none'}; of this process: {' '.join(shared) or 'none'}"))
-    if NamespaceKind.USER in spec.isolate:
-        rows.append(("ids", idmaps.choose(os.geteuid(), os.getegid()).describe()))
+    if maps := id_maps(spec):
+        rows.append(("ids", maps.describe()))
+    if spec.user:
+        rows.append(("user", spec.user))
     below = f"{parent}nsagent/{spec.name}-..."
     rows += [("cgroup", f"{hierarchy.mountpoint}/{below}") for hierarchy in layout.hierarchies if hierarchy.writable]
     rows += [
@@ -29,7 +30,7 @@ def describe(spec: RunSpec, layout: Layout, parent: str = "") -> str:
         for hierarchy, setting in plan(layout, spec.limits)
     ]
     if NamespaceKind.MNT in spec.isolate:
-        rows += [("mounts", line) for line in _mounts(mount_plan(spec, layout))]
+        rows += [("mounts", line) for line in _mounts(mount_plan(spec, layout, maps))]
     if NamespaceKind.NET in spec.isolate:
         rows.append(("network", "lo, up"))
     for subject, value in (("hostname", spec.hostname), ("directory", spec.workdir)):

@@ -5,21 +5,25 @@ from __future__ import annotations
 import os
 
 from nsagent.cgroups.layout import CGROUPFS, Layout
-from nsagent.errors import AccessError, UnsupportedError
-from nsagent.launch import seccomp
+from nsagent.errors import AccessError, LaunchError, UnsupportedError
+from nsagent.launch import idmaps, seccomp, users
 from nsagent.launch.child import ChildPlan
 from nsagent.launch.confine import Confinement
 from nsagent.launch.execute import Command
+from nsagent.launch.identity import Identity
+from nsagent.launch.idmaps import Extent, IdMaps, has
 from nsagent.launch.kernelfs import Hierarchy, KernelPlan
 from nsagent.launch.mounts import MountPlan
 from nsagent.launch.security import ALL, describe
 from nsagent.launch.spec import DEFAULT_PATH, RunSpec, read_capabilities
+from nsagent.launch.users import User
 from nsagent.namespaces import NamespaceKind
 
 
 def child_plan(
     spec: RunSpec,
     layout: Layout,
+    maps: IdMaps | None,
     *,
     channel: int,
     release: int,
@@ -31,22 +35,23 @@ def child_plan(
 ) -> ChildPlan:
     """Return what the child of `spec` does; the descriptors and `ignored` are those of ChildPlan and Command.
 
+    `maps` are those of a new user namespace.
     `state_dir` has the compiled seccomp filters. `notes` gets what cannot be had here and was not asked for by name.
     Raises: AccessError, UnsupportedError where it was.
     """
+    user = users.resolve(spec.user, spec.filesystem.rootfs) if spec.user else None
     return ChildPlan(
-        command=command(spec, ignored),
+        command=command(spec, ignored, user),
         channel=channel,
         release=release,
         parents=parents,
         tasks=tasks,
         new_cgroup_namespace=NamespaceKind.CGROUP in spec.isolate,
-        mounts=mount_plan(spec, layout) if NamespaceKind.MNT in spec.isolate else None,
+        mounts=mount_plan(spec, layout, maps) if NamespaceKind.MNT in spec.isolate else None,
         loopback=NamespaceKind.NET in spec.isolate,
         hostname=spec.hostname,
         workdir=workdir(spec),
-        become_root=NamespaceKind.USER in spec.isolate,
-        drop_groups=NamespaceKind.USER in spec.isolate and os.geteuid() == 0,
+        identity=identity(spec, maps, user),
         init=spec.init,
         confinement=confinement(spec, state_dir, notes),
         hidden=os.geteuid() == 0,
@@ -74,9 +79,38 @@ def confinement(spec: RunSpec, state_dir: str, notes: list[str]) -> Confinement:
     return Confinement(security.capabilities, security.no_new_privileges, program)
 
 
-def command(spec: RunSpec, ignored: frozenset[int]) -> Command:
-    """Return CMD with its variables and where it is looked for."""
+def id_maps(spec: RunSpec) -> IdMaps | None:
+    """Return the maps of a new user namespace; None where there is none."""
+    if NamespaceKind.USER not in spec.isolate:
+        return None
+    inside = users.resolve(spec.user, spec.filesystem.rootfs)[:2] if spec.user and os.geteuid() else (0, 0)
+    return idmaps.choose(os.geteuid(), os.getegid(), uids=spec.uid_map, gids=spec.gid_map, inside=inside)
+
+
+def identity(spec: RunSpec, maps: IdMaps | None, user: User | None) -> Identity:
+    """Return who the child becomes. Raises LaunchError for ids that do not exist in its user namespace."""
+    if user is not None and maps is not None and not (has(maps.uids, user.uid) and has(maps.gids, user.gid)):
+        raise LaunchError(
+            f"--user {spec.user}: {user.uid}:{user.gid} is not in the user namespace ({maps.describe()})",
+            stage="user",
+            hint="--map-uid and --map-gid map it; an ordinary user has more than one id with newuidmap and /etc/subuid",
+        )
+    return Identity(
+        maker=maps and (_lowest(maps.uids), _lowest(maps.gids)),
+        set_groups=maps is None or maps.setgroups,
+        user=None if user is None else (user.uid, user.gid, tuple(g for g in user.groups if maps is None or has(maps.gids, g))),
+    )
+
+
+def _lowest(extents: tuple[Extent, ...]) -> int:
+    return min(extent.inside for extent in extents)
+
+
+def command(spec: RunSpec, ignored: frozenset[int], user: User | None) -> Command:
+    """Return CMD with its variables and where it is looked for; HOME is that of the user it runs as."""
     environment = spec.environment(os.environ)
+    if user is not None and "HOME" not in dict(spec.env):
+        environment["HOME"] = user.home
     return Command(
         real_path=bool(spec.filesystem.rootfs),
         argv=tuple(map(os.fsencode, spec.argv)),
@@ -98,7 +132,7 @@ def workdir(spec: RunSpec) -> str:
     return here if any(here == target or here.startswith(f"{target}/") for target in files.targets) else ""
 
 
-def mount_plan(spec: RunSpec, layout: Layout) -> MountPlan:
+def mount_plan(spec: RunSpec, layout: Layout, maps: IdMaps | None) -> MountPlan:
     """Return what a new mnt namespace holds."""
     files = spec.filesystem
     return MountPlan(
@@ -107,11 +141,11 @@ def mount_plan(spec: RunSpec, layout: Layout) -> MountPlan:
         sealed=not spec.security.privileged,
         volumes=files.volumes,
         tmpfs=files.tmpfs,
-        kernel=_kernel_plan(spec, layout),
+        kernel=_kernel_plan(spec, layout, maps),
     )
 
 
-def _kernel_plan(spec: RunSpec, layout: Layout) -> KernelPlan:
+def _kernel_plan(spec: RunSpec, layout: Layout, maps: IdMaps | None) -> KernelPlan:
     """Choose /proc, /sys and /dev. What a user namespace does not own (a shared PID or net namespace's) it cannot mount."""
     new, user = spec.isolate, NamespaceKind.USER in spec.isolate
     root = spec.filesystem.rootfs
@@ -130,7 +164,7 @@ def _kernel_plan(spec: RunSpec, layout: Layout) -> KernelPlan:
         covered=not spec.security.privileged,
         cgroups=_hierarchies(layout) if NamespaceKind.CGROUP in new else None,
         terminal=terminal,
-        pts_data="newinstance,ptmxmode=0666,mode=0620" + (",gid=5" if not user or os.geteuid() == 0 else ""),
+        pts_data="newinstance,ptmxmode=0666,mode=0620" + (",gid=5" if maps is None or has(maps.gids, 5) else ""),
         own_ipc=NamespaceKind.IPC in new,
     )
 

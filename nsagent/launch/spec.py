@@ -11,6 +11,7 @@ from typing import Final
 from nsagent.cgroups.limits import Limits
 from nsagent.errors import UsageError
 from nsagent.launch.filesystem import Filesystem
+from nsagent.launch.idmaps import Extent
 from nsagent.launch.security import Security
 from nsagent.namespaces import NamespaceKind
 
@@ -27,10 +28,11 @@ _CAP_SYS_ADMIN: Final = 21  # include/uapi/linux/capability.h
 class RunSpec:
     """One job as asked for. Raises UsageError where it makes no sense. Times are ns.
 
-    `name` is the job's name, by default the base name of the command. `mount_proc`: a fresh /proc, where pid and mnt are
-    both new. `timeout_ns`: SIGTERM after it, SIGKILL to all `stop_timeout_ns` later; `cpu_timeout_ns`: the same after so
-    much CPU time of all its processes. `sample_ns`: how often its timeline is read. `notes` tell what was changed against the
-    words of the user, and why.
+    `name` is the job's name, by default the base name of the command. `user`: USER[:GROUP], "" for root of a new user
+    namespace, else the caller. `userns`: `auto` makes one, `none` never does, "" where the caller needs one.
+    `mount_proc`: a fresh /proc, where pid and mnt are both new. `timeout_ns`: SIGTERM after it, SIGKILL to all
+    `stop_timeout_ns` later; `cpu_timeout_ns`: the same after so much CPU time of all its processes. `sample_ns`: how often
+    its timeline is read. `notes` tell what was changed against the words of the user, and why.
     """
 
     argv: tuple[str, ...]
@@ -39,6 +41,10 @@ class RunSpec:
     limits: Limits = field(default_factory=Limits)
     filesystem: Filesystem = field(default_factory=Filesystem)
     security: Security = field(default_factory=Security)
+    user: str = ""
+    userns: str = ""
+    uid_map: tuple[Extent, ...] = ()
+    gid_map: tuple[Extent, ...] = ()
     hostname: str = ""
     workdir: str = ""
     env: tuple[tuple[str, str], ...] = ()
@@ -56,6 +62,10 @@ class RunSpec:
             raise UsageError("there is no command", hint="nsagent run [options] -- CMD")
         if any("\0" in word for word in self.argv):
             raise UsageError("a NUL character cannot be in a command", hint="execve(2) ends a word there")
+        if self.userns == "none" and (NamespaceKind.USER in self.isolate or self.uid_map or self.gid_map):
+            raise UsageError("--userns none contradicts a user namespace that is asked for", hint="leave one of them out")
+        if self.userns == "auto" or self.uid_map or self.gid_map:
+            object.__setattr__(self, "isolate", self.isolate | {NamespaceKind.USER})
         if self.hostname and NamespaceKind.UTS not in self.isolate:
             raise UsageError("--hostname without a new uts namespace would rename the host", hint="add uts to --isolate")
         if self.filesystem and NamespaceKind.MNT not in self.isolate:
@@ -84,7 +94,7 @@ class RunSpec:
 
     def for_capabilities(self, effective: int) -> RunSpec:
         """Return the spec as a process with these capabilities can run it: without CAP_SYS_ADMIN, `user` is added."""
-        if not self.isolate or NamespaceKind.USER in self.isolate or effective >> _CAP_SYS_ADMIN & 1:
+        if not self.isolate or self.userns == "none" or NamespaceKind.USER in self.isolate or effective >> _CAP_SYS_ADMIN & 1:
             return self
         note = "a user namespace was added: without CAP_SYS_ADMIN the others are made in one of one's own"
         return dataclasses.replace(self, isolate=self.isolate | {NamespaceKind.USER}, notes=(*self.notes, note))

@@ -241,6 +241,7 @@ _HINTS = {
     "hostname": "at most 64 bytes",
     "rootfs": "the directory must be reachable as the user the job runs as",
     "volume": "SRC is looked up on the host, DST inside the job; DST must exist, unless there is a --rootfs",
+    "user": "only root, or root of a user namespace (--userns auto), can become another user",
     "capabilities": "--privileged takes none away",
     "seccomp": "this kernel may lack seccomp filters; --seccomp unconfined does without",
     "tmpfs": "DST must be a directory inside the job; options are those of tmpfs(5)",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests import support
+from tests.kernel.launching import USR, make_rootfs
 
 pytestmark = pytest.mark.kernel
 
@@ -20,15 +22,17 @@ NOBODY = 65534
 
 
 class Home:
-    """A copy of the package and its only dependency, readable by everybody, and a runtime directory of nobody's own."""
+    """A copy of the package and what it needs, readable by everybody, and a runtime directory of nobody's own."""
 
     def __init__(self, directory: Path) -> None:
         self.code = directory / "code"
         self.runtime = directory / "runtime"
         shutil.copytree(support.ROOT / "nsagent", self.code / "nsagent", ignore=shutil.ignore_patterns("__pycache__"))
         import click
+        import pyseccomp
 
         shutil.copytree(Path(click.__file__).parent, self.code / "click")
+        shutil.copy(pyseccomp.__file__, self.code)
         self.runtime.mkdir()
         os.chown(self.runtime, NOBODY, NOBODY)
 
@@ -108,6 +112,67 @@ def test_limits_in_a_delegated_cgroup(home: Home, cgroup_name: str) -> None:
     assert f"pids:/{cgroup_name}/nsagent/sh-" in done.stdout, done.stderr
     assert "fork" in done.stderr.lower()
     assert [p for p in (place / "nsagent").iterdir() if p.is_dir()] == []
+
+
+def test_a_root_of_its_own(home: Home) -> None:
+    root = make_rootfs(home.code.parent)
+    (root.parent / "in").mkdir()
+    script = "echo $$; id -u; ls /; touch /x || echo no; touch /in/x || echo no; touch /tmp/x && cat /proc/self/status"
+    mounts = ["--rootfs", str(root), "--read-only", *USR, "--volume", f"{root.parent}/in:/in:ro", "--tmpfs", "/tmp"]
+    refused = home.run(*mounts, "--", "sh", "-c", script)
+    assert refused.returncode == 125, "the mount point cannot be made: the root is not the user's"
+    (root / "in").mkdir()
+    done = home.run(*mounts, "--", "sh", "-c", script)
+    assert done.returncode == 0, done.stderr
+    words = done.stdout.split()
+    assert words[:2] == ["1", "0"]
+    assert words.count("no") == 2
+    assert "Seccomp:\t2" in done.stdout
+    assert "NoNewPrivs:\t1" in done.stdout
+    every = home.run("--isolate", "all", *mounts, "--", "sh", "-c", script)
+    assert every.returncode == 0, every.stderr
+
+
+@pytest.mark.parametrize("user", ["7", "7:8"])
+def test_the_one_id_can_be_another(home: Home, user: str) -> None:
+    done = home.run("--user", user, "--", "sh", "-c", "id -u; id -g; cat /proc/self/uid_map")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["7", user.partition(":")[2] or str(pwd.getpwuid(7).pw_gid), "7", str(NOBODY), "1"]
+
+
+def test_no_user_namespace(home: Home) -> None:
+    done = home.run("--userns", "none", "--", "echo", "ran")
+    assert done.returncode == 125
+    assert done.stdout == ""
+    assert "hint: " in done.stderr
+    alone = home.run("--userns", "none", "--isolate", "none", "--", "grep", "-E", "CapBnd|Seccomp:|NoNew", "/proc/self/status")
+    assert alone.returncode == 0, alone.stderr
+    assert alone.stdout.split()[-3:] == ["1", "Seccomp:", "2"]
+    other = home.run("--userns", "none", "--isolate", "none", "--user", "0", "--", "id")
+    assert other.returncode == 125
+    assert "user" in other.stderr
+
+
+def test_a_range_of_ones_own(home: Home) -> None:
+    """As /etc/subuid of this test's own mount namespace has it; newuidmap writes the maps."""
+    support.require(shutil.which("newuidmap") and shutil.which("newgidmap"), "uidmap is not installed")
+    lines = home.code.parent / "sub"
+    lines.write_text("nobody:300000:65536\n")
+    bind = [
+        f"touch /etc/{name}; mount --bind {lines} /etc/{name}" for name in ("subuid", "subgid") if Path(f"/etc/{name}").exists()
+    ]
+    support.require(len(bind) == 2, "no /etc/subuid and /etc/subgid")
+    script = "cat /proc/self/uid_map; touch /tmp/f && chown 5:6 /tmp/f && stat -c %u:%g /tmp/f; id -G"
+    before = 'test -n "$OWN" || exec env OWN=1 unshare -m sh -c \'' + "; ".join(bind) + '; exec "$@"\' sh "$@"'
+    done = home.run("--tmpfs", "/tmp", "--", "sh", "-c", script, before=before)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["0", str(NOBODY), "1", "1", "300000", "65536", "5:6", "0"]
+    other = home.run("--user", "1000:1000", "--tmpfs", "/tmp", "--", "sh", "-c", "id -u; touch /tmp/x || echo no", before=before)
+    assert other.stdout.split()[0] == "1000", other.stderr
+    beyond = home.run("--map-uid", "0:0:10", "--", "id", before=before)
+    assert beyond.returncode == 125
+    assert "newuidmap" in beyond.stderr
+    assert "subuid" in beyond.stderr.splitlines()[-1]
 
 
 def test_nothing_is_left_without_a_cgroup(home: Home) -> None:

@@ -76,24 +76,24 @@ def test_what_makes_no_sense(tmp_path: Path) -> None:
 
 def test_the_hierarchies_as_the_job_sees_them() -> None:
     spec = RunSpec(argv=("true",))
-    assert prepare.mount_plan(spec, HYBRID).kernel.cgroups == (
+    assert prepare.mount_plan(spec, HYBRID, None).kernel.cgroups == (
         CgroupMount("cpu,cpuacct", "cgroup", "cpu,cpuacct"),
         CgroupMount("systemd", "cgroup", "none,name=systemd"),
         CgroupMount("unified", "cgroup2"),
     )
-    assert prepare.mount_plan(spec, V2).kernel.cgroups == (CgroupMount("", "cgroup2"),)
+    assert prepare.mount_plan(spec, V2, None).kernel.cgroups == (CgroupMount("", "cgroup2"),)
     shared = RunSpec(argv=("true",), isolate=DEFAULT_KINDS - {NamespaceKind.CGROUP})
-    assert prepare.mount_plan(shared, V2).kernel.cgroups is None
+    assert prepare.mount_plan(shared, V2, None).kernel.cgroups is None
 
 
 def test_what_a_user_namespace_may_not_mount_is_taken_from_the_host(tmp_path: Path) -> None:
     root = Filesystem(rootfs=str(tmp_path))
     user = frozenset({NamespaceKind.MNT, NamespaceKind.USER})
-    kernel = prepare.mount_plan(RunSpec(argv=("true",), isolate=user, filesystem=root), V2).kernel
+    kernel = prepare.mount_plan(RunSpec(argv=("true",), isolate=user, filesystem=root), V2, None).kernel
     assert (kernel.proc, kernel.sys, kernel.dev) == ("host", "host", "new")
-    kernel = prepare.mount_plan(RunSpec(argv=("true",), isolate=DEFAULT_KINDS, filesystem=root), V2).kernel
+    kernel = prepare.mount_plan(RunSpec(argv=("true",), isolate=DEFAULT_KINDS, filesystem=root), V2, None).kernel
     assert (kernel.proc, kernel.sys, kernel.dev) == ("new", "new", "new")
-    kernel = prepare.mount_plan(RunSpec(argv=("true",), security=Security(privileged=True)), V2).kernel
+    kernel = prepare.mount_plan(RunSpec(argv=("true",), security=Security(privileged=True)), V2, None).kernel
     assert (kernel.proc, kernel.sys, kernel.dev, kernel.covered) == ("new", "keep", "keep", False)
 
 
