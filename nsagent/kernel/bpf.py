@@ -386,8 +386,9 @@ def memlock_bytes(fd: int) -> int | None:
     return None
 
 
-def perf_event_tracepoint(event_id: int, cpu: int) -> int:
-    """Open a tracepoint's perf event, counting. A BPF program attached to it runs on every CPU: `cpu` need only be online."""
+def perf_event_tracepoint(event_id: int, cpu: int, *, counting: bool = True) -> int:
+    """Open a tracepoint's perf event. A BPF program attached to it runs on every CPU, and while it does not count too."""
     attr = ctypes.create_string_buffer(64)  # PERF_ATTR_SIZE_VER0
-    struct.pack_into("=IIQQ", attr, 0, 2, len(attr), event_id, 0)  # PERF_TYPE_TRACEPOINT; no period: no samples
+    # PERF_TYPE_TRACEPOINT; no period, sample_type and read_format: no samples; then the bits, of which `disabled` is the first
+    struct.pack_into("=IIQQQQQ", attr, 0, 2, len(attr), event_id, 0, 0, 0, not counting)
     return libc.raw_syscall("perf_event_open", attr, -1, cpu, -1, 8)  # PERF_FLAG_FD_CLOEXEC

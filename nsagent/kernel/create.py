@@ -93,7 +93,8 @@ def attach(program: ProgramSpec, fd: int) -> int:
             return bpf.link_create(fd, bpf.TRACE_ITER)
         if program.attach != "tracepoint":
             return bpf.raw_tracepoint_open(fd)
-        event = bpf.perf_event_tracepoint(_tracepoint_id(program.target), _online_cpu())
+        # One that counts would have perf prepare and hand out a record for each call on its CPU, besides.
+        event = bpf.perf_event_tracepoint(_tracepoint_id(program.target), _online_cpu(), counting=False)
         try:
             return bpf.link_create(fd, bpf.PERF_EVENT, target_fd=event)
         finally:
