@@ -460,6 +460,8 @@ int fold_row(u64 *ctx)
 	FOLD(threads_created)
 	FOLD(threads_exited)
 	FOLD(threads_freed)
+	FOLD(oom_kills_memcg)
+	FOLD(oom_kills_unknown)
 	row->epoch = 0;
 	row->context.cgroup = 0;
 	map_push(SPARE, &from, 0);

@@ -55,6 +55,8 @@ struct nsagent_row {
 	unsigned long long threads_created;
 	unsigned long long threads_exited;
 	unsigned long long threads_freed;
+	unsigned long long oom_kills_memcg; /* at the limit of a memory cgroup */
+	unsigned long long oom_kills_unknown;
 	/* Gauges: true for the pass `epoch`, stale in any other. */
 	unsigned long long epoch;
 	unsigned long long threads;

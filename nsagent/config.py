@@ -26,7 +26,7 @@ DEFAULT_RUNTIMES: Final = (
     "/run/crio/crio.sock",
 )
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
-_MOST_CONTEXTS: Final = 1 << 20  # 360 MB of rows
+_MOST_CONTEXTS: Final = 1 << 20  # 370 MB of rows
 _SOCKET_PATH_BYTES: Final = 107  # sun_path of struct sockaddr_un, less its final NUL: man 7 unix
 FLAGS: Final = {  # what each field of AgentConfig is called where people see it
     "host": "listen",

@@ -50,6 +50,8 @@ class Usage(NamedTuple):
     threads_created: int = 0
     threads_exited: int = 0
     threads_freed: int = 0
+    oom_kills_memcg: int = 0
+    oom_kills_unknown: int = 0
     threads: int = 0
     processes: int = 0
     running: int = 0

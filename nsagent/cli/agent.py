@@ -197,7 +197,7 @@ _SOURCES: Final = {
 @click.option("--cache-dir", default=config.default_cache_dir, show_default="/var/cache/nsagent, for users ~/.cache/nsagent",
               metavar="DIR", help="Where compiled BPF programs are kept.")  # fmt: skip
 @click.option("--retain", default="120s", metavar="TIME", help="For how long the last totals of what ended are shown.")
-@click.option("--contexts", default=10240, metavar="N", help="Rows for combinations of a cgroup and namespaces, 360 bytes each.")
+@click.option("--contexts", default=10240, metavar="N", help="Rows for combinations of a cgroup and namespaces, 370 bytes each.")
 @click.option("--ring-size", default="1M", metavar="SIZE", help="Ring buffer of events, 430 bytes each; a power of two.")
 @click.option("--no-bpf", is_flag=True, help="Load nothing into the kernel: approximate usage from /proc, no tracing.")
 @click.option("--no-trace", is_flag=True, help="Do not trace clone, unshare and setns.")

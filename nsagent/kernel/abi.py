@@ -38,6 +38,8 @@ EVENTS: Final = (
     "threads_created",
     "threads_exited",
     "threads_freed",  # sched_process_free: from here on the thread's counters are final
+    "oom_kills_memcg",  # oom:mark_victim, at the limit of a memory cgroup
+    "oom_kills_unknown",  # for whatever other reason
 )
 
 # Valid only in the pass whose epoch stands in the row; else zero.
@@ -149,5 +151,6 @@ def map_specs(rows: int, ring_bytes: int) -> dict[str, dict[str, Any]]:
         "cgroup_events": spec("ringbuf", 0, 0, CGROUP_RING_BYTES),
         "cgroup_scratch": spec("array", 4, CGROUP_BYTES, 1),
         "lane": spec("array", 4, LANE.size, LANE_RECORDS, "mmapable"),
+        "oom_kills": spec("lru_hash", 8, 8, 1024),
         "notes": spec("lru_hash", 8, 8 * (1 + len(COUNTERS)), 4096),
     }

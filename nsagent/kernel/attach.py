@@ -34,7 +34,10 @@ _FIELDS = {
     "io_chars": ("read_chars", "write_chars", "read_syscalls", "write_syscalls"),
     "rss": ("rss_anon_bytes", "rss_file_bytes", "rss_shmem_bytes", "swap_bytes", "pagetables_bytes"),
     "pagetables": ("pagetables_bytes",),
+    "oom_kills": ("oom_kills_memcg", "oom_kills_unknown"),
 }
+# What goes without where the verifier refuses it: how its programs' names begin, their group, the feature.
+_OPTIONAL = (("on_cgroup_", "cgroups", "cgroup_ends"), ("on_oom_", "oom", "oom_kills"))
 
 
 def find_object(
@@ -98,7 +101,7 @@ def attach(
         LoadError: the compiler or the verifier refused.
     """
     found, cached = find_object(cache_dir, subsystem, rows=rows, ring_bytes=ring_bytes, object_dir=object_dir)
-    groups = {"account", "cgroups"}
+    groups = {"account", "cgroups", "oom"}
     if trace:
         groups.add("trace_functions" if _fentry_works(found) else "trace_tracepoints")
 
@@ -115,15 +118,18 @@ def attach(
         )
 
     try:
-        try:
-            loaded = load()
-        except LoadError as error:
-            if "on_cgroup_" not in str(error):
-                raise
-            log.warning("event=degraded feature=cgroup_ends reason=%s", error)
-            found.missing["cgroup_ends"] = str(error)
-            groups.remove("cgroups")
-            loaded = load()
+        while True:
+            try:
+                loaded = load()
+                break
+            except LoadError as error:
+                refused = [row for row in _OPTIONAL if row[0] in str(error) and row[1] in groups]
+                if not refused:
+                    raise
+                ((_, group, feature),) = refused
+                log.warning("event=degraded feature=%s reason=%s", feature, error)
+                found.missing[feature] = str(error)
+                groups.remove(group)
     except LoadError as error:
         if error.log and (path := build.keep_log(cache_dir, "verifier.log", error.log)):
             error.hint = f"{error.hint}; the verifier's text is in {path}"

@@ -64,6 +64,7 @@ def list_programs(machine: str) -> list[Program]:
         Program("on_cgroup_mkdir", "on_cgroup_mkdir", "cgroups", "tracing", "tp_btf", "cgroup_mkdir"),
         Program("on_cgroup_rmdir", "on_cgroup_rmdir", "cgroups", "tracing", "tp_btf", "cgroup_rmdir"),
     ]
+    programs.append(Program("on_oom_kill", "on_oom_kill", "oom", "tracing", "tp_btf", "mark_victim"))
     programs.append(Program("on_cgroup", "on_cgroup", "cgroups", "tracing", "iter_of", "cgroup"))
     ends = [(call, "fork") for call in _FORKS[machine]] + [(call, "change") for call in _CHANGES]
     first: dict[str, str] = {}
@@ -87,7 +88,7 @@ def list_programs(machine: str) -> list[Program]:
 # In the order of enum nsagent_map of bpf/common.h: a marker carries the index.
 MAPS = ("tasks", "ids", "rows", "spare", "config", "stats", "generations", "events", "syscalls", "namespace_syscalls",
         "contexts", "cpu_offsets", "here", "rates", "notes", "leaving", "cgroup_events",
-        "cgroup_scratch", "lane")  # fmt: skip
+        "cgroup_scratch", "lane", "oom_kills")  # fmt: skip
 
 _MARKER = 0x4E53410000004D41
 _LD_IMM64, _CALL, _PSEUDO_KFUNC = 0x18, 0x85, 0x20
@@ -157,6 +158,9 @@ def build(request: dict[str, Any], tree: str) -> dict[str, Any]:
     if "cgroup_ends" in missing or any(program.group == "cgroups" for program in absent.values()):
         absent |= {program.name: program for program in wanted if program.group == "cgroups"}
         missing.setdefault("cgroup_ends", "this kernel has no tracepoints cgroup_mkdir and cgroup_rmdir")
+    if "oom_kills" in missing or "on_oom_kill" in absent:
+        absent |= {program.name: program for program in wanted if program.group == "oom"}
+        missing.setdefault("oom_kills", "this kernel has no tracepoint mark_victim")
     for name, program in absent.items():
         if program.group == "account":
             missing[name] = f"this kernel has no {program.target} to attach to"

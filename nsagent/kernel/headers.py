@@ -32,6 +32,7 @@ STRUCTS: dict[str, dict[str, str]] = {
         "group_leader": "struct task_struct *",
         "real_parent": "struct task_struct *",
         "signal": "struct signal_struct *",
+        "pid_links": "u64[2]",  # struct hlist_node, by enum pid_type
         "thread_node": "u64[2]",  # struct list_head, next first
         "sighand": "struct sighand_struct *",
         "files": "struct files_struct *",
@@ -82,16 +83,19 @@ STRUCTS: dict[str, dict[str, str]] = {
             "uts_namespace",
             "ipc_namespace",
             "mnt_namespace",
-            "pid_namespace",
             "net",
             "cgroup_namespace",
             "time_namespace",
             "user_namespace",
         )
     },
+    "pid_namespace": {"ns": "struct ns_common", "idr": "struct idr"},
+    "idr": {"idr_rt": "struct xarray"},
+    "xarray": {"xa_head": "void *"},
+    "xa_node": {"shift": "u8", "slots": "u64[64]"},
     "cred": {"uid": "kuid_t", "user_ns": "struct user_namespace *"},
     "upid": {"nr": "int", "ns": "struct pid_namespace *"},
-    "pid": {"level": "u32", "numbers": "struct upid[1]"},
+    "pid": {"level": "u32", "numbers": "struct upid[1]", "tasks": "u64[1]"},
     "css_set": {"dfl_cgrp": "struct cgroup *", "subsys": "struct cgroup_subsys_state *[16]"},
     "cgroup_subsys_state": {"cgroup": "struct cgroup *", "parent": "struct cgroup_subsys_state *"},
     "cgroup": {
@@ -127,6 +131,8 @@ STRUCTS: dict[str, dict[str, str]] = {
         "kmem": "struct page_counter",
         "soft_limit": "unsigned long",
         "memory_events": "atomic_long_t[8]",
+        "memory_events_local": "atomic_long_t[8]",
+        "oom_lock": "bool",  # Since v6.11 only with CONFIG_MEMCG_V1
     },
     "page_counter": dict.fromkeys(("usage", "watermark", "max", "high", "low", "min", "failcnt"), "unsigned long"),
     "pids_cgroup": {
@@ -180,6 +186,7 @@ FEATURES: dict[str, Need] = {
     "pagetables": Need(("mm_struct.pgtables_bytes",), "mm_struct has no pgtables_bytes"),
     "time_namespaces": Need(("nsproxy.time_ns",), "the kernel has no time namespaces (they came with v5.6)"),
     "cgroup_ends": Need(("cgroup_root.hierarchy_id",), "the kernel's BTF does not tell of which hierarchy a cgroup is"),
+    "oom_kills": Need(("mem_cgroup.memory_events_local",), "the kernel was built without CONFIG_MEMCG"),
     "namespace_id": Need(("ns_common.ns_id",), "ns_common has no ns_id: nsagent counts births of an inum itself"),
 }
 
@@ -310,6 +317,9 @@ def project(btf: Btf) -> Projection:
     exit_trace = btf.ids.get((TYPEDEF, "btf_trace_sched_process_exit"))
     if exit_trace is not None and btf.parameters(exit_trace) == 3:  # void *data, task, group_dead
         extra.append("#define HAVE_exit_group_dead 1")
+    mark_victim = btf.ids.get((TYPEDEF, "btf_trace_mark_victim"))
+    if mark_victim is not None and btf.parameters(mark_victim) == 3:  # void *data, task, uid; before v6.9 void *data, pid
+        extra.append("#define HAVE_mark_victim_task 1")
     lines = [f"#define HAVE_{member.replace('.', '_')} 1" for member in sorted(have)] + extra + lines
     return Projection("\n".join(lines) + "\n", missing, kfuncs)
 

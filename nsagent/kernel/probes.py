@@ -42,7 +42,7 @@ _STORAGE_BTF: Final = struct.pack(
     "=HBBIIIII8I", 0xEB9F, 1, 0, 24, 0, 32, 32, 9, 1, 1 << 24, 4, 1 << 24 | 32, 5, 1 << 24, 8, 64
 ) + b"\0int\0u64\0"  # fmt: skip
 _NEEDS_CAPS: Final = "run as root, or with CAP_BPF and CAP_PERFMON (CAP_SYS_ADMIN before v5.8)"
-_ROW_BYTES, _ROWS = 352, 10240  # the biggest map of bpf/common.h
+_ROW_BYTES, _ROWS = 368, 10240  # the biggest map of bpf/common.h
 
 
 def find_btf_ids(data: bytes, wanted: dict[str, int]) -> dict[str, int]:

@@ -298,6 +298,16 @@ _FAMILIES: Final[tuple[Family, ...]] = (
         part="memory",
     ),
     Family(
+        "nsagent_oom_kills_total",
+        "counter",
+        Scope.CGROUP_USAGE,
+        "Processes that the OOM killer has killed since the load of the programs: memcg at the limit of a memory cgroup, unknown "
+        "for what the kernel does not tell apart: the memory of the node, of a cpuset or a policy, a limit that was lowered.",
+        "BPF: tracepoint oom:mark_victim, and the memory cgroup's count of oom_kill; absent without BPF",
+        ("constraint",),
+        ((("memcg",), "oom_kills_memcg"), (("unknown",), "oom_kills_unknown")),
+    ),
+    Family(
         "nsagent_cgroup_io_bytes_total",
         "counter",
         _CG,

@@ -25,7 +25,7 @@ COLLECTORS: Final[dict[str, str]] = {
     "rdma": "RDMA objects of cgroups",
     "misc": "scarce resources of cgroups",
     "state": "frozen, populated and descendants of cgroups",
-    "tasks": "what the tasks of cgroups used: run queue, IO, context switches, states",
+    "tasks": "what the tasks of cgroups used: run queue, IO, context switches, states; OOM kills",
     "network": "traffic, sockets and connections of net namespaces",
     "namespaces": "mounts, highest pid, depth, clock offsets and limits of namespaces",
 }

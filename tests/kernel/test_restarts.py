@@ -86,7 +86,9 @@ def assert_clean(pin_dir: Path) -> None:
             program = bpf.prog_get_fd_by_id(bpf.link_info(link).prog_id)
             expected.append(bpf.prog_info(program).name)
             os.close(program)
-        used = [loaded.maps[name].fd for name in ("tasks", "cgroup_scratch")]  # each that is attached uses one of them
+        used = [
+            loaded.maps[name].fd for name in ("tasks", "cgroup_scratch", "oom_kills")
+        ]  # each that is attached uses one of them
         wait_for(
             lambda: sorted(name for fd in used for name in attached_to(fd)) == sorted(expected),
             what="one link for each that is pinned",

@@ -82,7 +82,7 @@ def _close_found() -> Iterator[None]:
 
 
 def assert_attached_once(one: attach.Attached) -> None:
-    used = [one._maps[name].fd for name in ("tasks", "cgroup_scratch")]  # one of them by each that is attached
+    used = [one._maps[name].fd for name in ("tasks", "cgroup_scratch", "oom_kills")]  # one of them by each that is attached
     support.wait_for(
         lambda: sorted(name for fd in used for name in attached_to(fd)) == names(one), what="the old programs' detachment"
     )
