@@ -238,11 +238,20 @@ enum nsagent_lane_has {
 	NSAGENT_LANE_PIDS,
 	NSAGENT_LANE_PIDS_PEAK,
 	NSAGENT_LANE_PIDS_EVENTS,
+	NSAGENT_LANE_STATE,
+	NSAGENT_LANE_FREEZER,
+	NSAGENT_LANE_CPUSET,
+	NSAGENT_LANE_NO_IO, /* no device is listed */
+	NSAGENT_LANE_CPU_PRESSURE,
+	NSAGENT_LANE_MEMORY_PRESSURE,
+	NSAGENT_LANE_IO_PRESSURE,
+	NSAGENT_LANE_IRQ_PRESSURE,
+	NSAGENT_LANE_MEMORY_STAT,
 };
 
 struct nsagent_lane {
-	unsigned long long id; /* of kernfs; so is that of the parent, 0 for the root's */
-	unsigned long long parent;
+	unsigned long long id;	   /* of kernfs */
+	unsigned long long digest; /* of what follows: of records that differ, too */
 	unsigned long long present;
 	unsigned long long usage_ns;
 	unsigned long long user_ns;
@@ -273,6 +282,14 @@ struct nsagent_lane {
 	unsigned long long pids_peak;
 	unsigned long long pids_refused;      /* by the limits of this cgroup, in it and below */
 	unsigned long long pids_refused_here; /* forks of this cgroup, by whatever limit */
+	unsigned long long populated;
+	unsigned long long frozen; /* on v1 by the freezer */
+	unsigned long long descendants;
+	unsigned long long dying_descendants;
+	unsigned long long cpus; /* a bit each */
+	unsigned long long memory_nodes;
+	unsigned long long pressure_ns[7]; /* cpu some and full, memory, io; irq full */
+	unsigned long long memory_stat;	   /* a hash of all that memory.stat is made of */
 };
 
 #endif

@@ -11,24 +11,41 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, Protocol
 
+from nsagent.cgroups.limits import format_cpus
+
 if TYPE_CHECKING:
     from nsagent.kernel.lane import Core
 
 Files = dict[str, bytes]
-CONTROLLERS: Final = frozenset({"cpuacct", "cpu", "memory", "pids"})  # that it has something of
+# That it has something of; state and pressure are there on v2 without one.
+CONTROLLERS: Final = frozenset({"cpuacct", "cpu", "memory", "pids", "cpuset", "freezer", "blkio", "io", "state", "pressure"})
 _EVENTS: Final = ("low", "high", "max", "oom", "oom_kill", "oom_group_kill")
 _UNLIMITED_V1 = (1 << 63) - 1
+
+
+class Walk(Protocol):
+    """What a walk found: nsagent.kernel.lane.Walk."""
+
+    @property
+    def ids(self) -> bytes:
+        """The kernfs ids, a u64 each."""
+        ...
+
+    @property
+    def digests(self) -> bytes:
+        """Of the rest of each record."""
+        ...
+
+    def decode(self, index: int) -> Core:
+        """Decode a record."""
+        ...
 
 
 class Lane(Protocol):
     """What walks a hierarchy: nsagent.kernel.lane.CgroupLane."""
 
-    def read(self, mountpoint: str) -> dict[int, bytes]:
-        """Return a record of each cgroup, by kernfs id. Raises NsagentError."""
-        ...
-
-    def decode(self, record: bytes) -> Core:
-        """Decode a record."""
+    def read(self, mountpoint: str) -> Walk:
+        """Walk the cgroups of a hierarchy; what was found is gone with the next. Raises NsagentError."""
         ...
 
 
@@ -92,6 +109,19 @@ def _v1(core: Core) -> Iterator[tuple[str, bytes]]:
         if core.soft_limit_bytes is not None:
             yield "memory.soft_limit_in_bytes", limit(core.soft_limit_bytes)
     yield from _pids(core, core.pids_refused_here)
+    if core.frozen is not None:
+        yield "freezer.state", b"FROZEN\n" if core.frozen else b"THAWED\n"
+    if core.cpus is not None:
+        yield "cpuset.effective_cpus", _list(core.cpus)
+    if core.memory_nodes is not None:
+        yield "cpuset.effective_mems", _list(core.memory_nodes)
+    if core.no_io:
+        yield "blkio.throttle.io_service_bytes_recursive", b"Total 0\n"
+        yield "blkio.throttle.io_serviced_recursive", b"Total 0\n"
+
+
+def _list(numbers: frozenset[int]) -> bytes:
+    return format_cpus(numbers).encode() + b"\n"
 
 
 def _v2(core: Core) -> Iterator[tuple[str, bytes]]:
@@ -110,3 +140,18 @@ def _v2(core: Core) -> Iterator[tuple[str, bytes]]:
         yield "memory.swap.max", _max(core.swap_limit_bytes)
         yield "memory.events", b"".join(b"%b %d\n" % (k.encode(), v) for k, v in zip(_EVENTS, core.memory_events, strict=True))
     yield from _pids(core, core.pids_refused)
+    if core.populated is not None and core.frozen is not None:
+        yield "cgroup.events", b"populated %d\nfrozen %d\n" % (core.populated, core.frozen)
+        yield (
+            "cgroup.stat",
+            b"nr_descendants %d\nnr_dying_descendants %d\n" % (core.descendants or 0, core.dying_descendants or 0),
+        )
+    if core.cpus is not None:
+        yield "cpuset.cpus.effective", _list(core.cpus)
+    if core.memory_nodes is not None:
+        yield "cpuset.mems.effective", _list(core.memory_nodes)
+    if core.no_io:
+        yield "io.stat", b""
+    for resource, some, full in core.pressure_ns:  # without the averages, which nothing here is made of
+        waiting = b"some total=%d\n" % (some // 1000) if some is not None else b""
+        yield f"{resource}.pressure", waiting + b"full total=%d\n" % (full // 1000)

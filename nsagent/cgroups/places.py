@@ -17,6 +17,7 @@ MOST_FILES: Final = 9000  # 45 MB of kernel memory
 _MOST_DIRECTORIES: Final = 16384
 _PINNED_BYTES: Final = 5 << 10  # by a cgroup file's descriptor after its first read (seq_file's page and more), measured on 6.18
 _DIRECTORY_BYTES: Final = 1 << 10
+_READ_ONCE: Final = -1  # in place of a descriptor: most files are never read again, because the fast lane stands for them
 
 
 class Budget:
@@ -51,6 +52,13 @@ class Record:
         self.limit: float | None = None
         self.stats = CgroupStats()
 
+    def put(self, part: str, name: str, text: bytes) -> None:
+        """Take in what a file has."""
+        files = self.files[part]
+        if files.get(name) != text:
+            files[name] = text
+            self.changed.add(part)
+
     def forget(self, part: str, name: str) -> None:
         """A file is not there, or not read, any more."""
         if self.files[part].pop(name, None) is not None:
@@ -66,6 +74,7 @@ class Place:
         "_directory",
         "_kept",
         "_listed",
+        "above",
         "controllers",
         "gone",
         "hierarchy",
@@ -73,6 +82,8 @@ class Place:
         "is_root",
         "record",
         "served",
+        "stat",
+        "stat_read",
         "told",
     )
 
@@ -81,13 +92,16 @@ class Place:
         self.hierarchy = hierarchy
         self.record = record
         self.id = number
+        self.above: int | None = None  # the id of its parent
         self.gone = False
         self.is_root = record.path == (hierarchy.prefix or "/")
         self.controllers = hierarchy.controllers if hierarchy.version == 1 else frozenset[str]()
         self._kept: dict[str, int] = {}
         self._listed: bytes | None = None
-        self.told: bytes | None = None  # the fast lane's record
-        self.served: Collection[str] = ()  # the files it stands for
+        self.told: int | None = None  # digest of the fast lane's record
+        self.served: frozenset[str] = frozenset()  # the files it stands for
+        self.stat: int | None = None  # what it says memory.stat goes by
+        self.stat_read: int | None = None  # what memory.stat went by when it was read
         self._budget = budget
         self._base = directory + "/"
         self._directory: int | None = None
@@ -113,8 +127,9 @@ class Place:
         """Close its descriptors."""
         self.gone = True
         for descriptor in self._kept.values():
-            os.close(descriptor)
-        self._budget.files_left += len(self._kept)
+            if descriptor >= 0:
+                os.close(descriptor)
+                self._budget.files_left += 1
         self._kept.clear()
         if self._directory is not None:
             os.close(self._directory)
@@ -122,10 +137,13 @@ class Place:
             self._budget.directories_left += 1
 
     def read(self, name: str, *, keep: bool = False) -> bytes | None:
-        """Read a file; None where there is none to read. `keep` its descriptor if the budget has room. Raises NsagentError."""
+        """Read a file; None where there is none to read. `keep` its descriptor, from the second reading on, if the budget has
+        room. Raises NsagentError."""
         kept = self._kept.get(name)
-        if kept is None:
-            if not keep or self._budget.files_left <= 0:
+        if kept is None or kept < 0:
+            if not keep or kept is None or self._budget.files_left <= 0:
+                if keep:
+                    self._kept[name] = _READ_ONCE
                 return read_once(self._base + name, self._directory)
             kept = open_file(self._base + name, self._directory)
             if kept is None:
@@ -139,10 +157,19 @@ class Place:
             os.close(kept)
         return text
 
+    def leave(self) -> None:
+        """The fast lane says nothing of it any more."""
+        self.told = self.stat = None
+        self.served = frozenset()
+
     def lives(self) -> bool:
         """Tell whether the cgroup still exists, so that a file it lacks is one that it never had: a removed one has no file."""
+        return self.has("cgroup.procs")
+
+    def has(self, name: str) -> bool:
+        """Tell whether a file is there."""
         try:
-            os.stat(self._base + "cgroup.procs", dir_fd=self._directory)
+            os.stat(self._base + name, dir_fd=self._directory)
         except OSError:
             return False
         return True
@@ -154,9 +181,17 @@ class Place:
         except OSError:
             return []
 
-    def look_at_controllers(self, *, keep: bool = False) -> None:
-        """Read which controllers a v2 cgroup has; they come and go with the parent's cgroup.subtree_control."""
-        text = self.read("cgroup.controllers", keep=keep)
-        if text != self._listed:
-            self._listed = text
-            self.controllers = frozenset(os.fsdecode(text or b"").split())
+    def look_at_controllers(self, touched: Collection[int] | None = None) -> bool:
+        """Read which controllers a v2 cgroup has; tell whether they changed.
+
+        They come and go with the parent's cgroup.subtree_control and its own cgroup.type: where `touched`, the cgroups in which
+        something was written, has neither, they are as they were.
+        """
+        if self._listed is not None and touched is not None and self.id not in touched and self.above not in touched:
+            return False
+        text = self.read("cgroup.controllers", keep=True)
+        if text == self._listed:
+            return False
+        self._listed = text
+        self.controllers = frozenset(os.fsdecode(text or b"").split())
+        return True

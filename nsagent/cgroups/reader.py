@@ -12,19 +12,20 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Final
 
-from nsagent.cgroups import core, parts, v1, v2
+from nsagent.cgroups import parts, v1, v2
 from nsagent.cgroups.core import Lane
 from nsagent.cgroups.files import read
 from nsagent.cgroups.layout import Hierarchy, Layout
 from nsagent.cgroups.places import Budget, Place, Record
-from nsagent.cgroups.sources import Source, find_sources, stands_still
+from nsagent.cgroups.sources import Source, find_sources, is_empty, stands_still
 from nsagent.cgroups.stats import CgroupStats
 from nsagent.cgroups.tree import Cgroup, Tree
-from nsagent.errors import NsagentError
+from nsagent.cgroups.walks import STAT, Walks
 
 SLOW_READ_S: Final = 0.05  # of one cgroup's file
 SLOW_FILE_S: Final = 2.0  # of one file type in all cgroups
 _LONGEST_PAUSE: Final = 64
+_MOST_EQUAL: Final = 8192
 
 
 class Reader:
@@ -61,7 +62,12 @@ class Reader:
         self._tree: Tree | None = None
         self._wanted: Callable[[str], bool] | None = None
         self._touched: Mapping[str, set[int] | None] = {}
-        self.unwalked: dict[str, str] = {}
+        self._walks = Walks(self._hierarchies, self._absent)
+        self.unwalked = self._walks.failures
+        self._uncertain: list[Place] = []  # whose memory.stat was read in this reading
+        self._served: dict[Hierarchy, dict[frozenset[str], list[Place]]] = {}  # places by the files that need not be read
+        self._places_generation = 0
+        self._equal: dict[Any, Any] = {}
         self._pauses: dict[str, tuple[int, int]] = {}  # file: readings left to wait, readings of this pause
 
     def __del__(self) -> None:
@@ -96,7 +102,7 @@ class Reader:
                 if hierarchy.version == 2:
                     place.look_at_controllers()
                 for source in sources:
-                    self._read_source(source, [place], keep=False)
+                    self._read_source(source, {place.served: [place]}, keep=False)
             finally:
                 place.close()
         self._settle(record, self._least_limit_above(path), counting=counting)
@@ -110,12 +116,20 @@ class Reader:
         self._follow(tree, wanted)
         self.seconds = {}
         self._touched = tree.take_touched()
-        for place in self._places.get("v2", {}).values():
-            place.look_at_controllers(keep=True)
+        self._look_at_controllers()
         if self.lane is not None:
             self._walk(self.lane)
-        for source in self._sources:
-            self._read_source(source, list(self._places[source.hierarchy.key].values()), keep=True)
+        for hierarchy, sources in self._hierarchies.items():
+            served = self._served.get(hierarchy)
+            if served is None:
+                served = self._served[hierarchy] = {}
+                for place in self._places[hierarchy.key].values():
+                    served.setdefault(place.served, []).append(place)
+            for source in sources:
+                self._read_source(source, served, keep=True)
+        if self.lane is not None and self._uncertain:
+            self._walks.confirm(self.lane, self._uncertain)
+        self._uncertain.clear()
         found: dict[str, CgroupStats] = {}
         above: dict[str | None, float | None] = {}
         for path, record in self._records.items():
@@ -147,6 +161,8 @@ class Reader:
             records[path] = old if old is not None and same else Record(path)
             records[path].ids, records[path].wanted = cgroup.ids, path in chosen
         self._records = records
+        self._places_generation += 1
+        self._served.clear()
         for hierarchy in self._hierarchies:
             self._follow_hierarchy(hierarchy, records)
 
@@ -162,61 +178,63 @@ class Reader:
             if number is not None and path not in places:
                 new = Place.open(hierarchy, record, number, self._budget)
                 if new is not None:
+                    above = records.get(Tree.parent(path) or "")
+                    new.above = above.ids.get(key) if above else None
                     places[path] = new
 
     def _drop(self, place: Place) -> None:
         """Close a place; what its hierarchy told of the cgroup is told no more."""
         place.close()
+        self._places_generation += 1
+        self._served.pop(place.hierarchy, None)
         self._places[place.hierarchy.key].pop(place.record.path, None)
         for source in self._hierarchies[place.hierarchy]:
             for name in source.files:
                 place.record.forget(source.part, name)
 
+    def _look_at_controllers(self) -> None:
+        """See which controllers each v2 cgroup has; files of one that it has lost are not there any more."""
+        touched = self._touched.get("v2")
+        for place in self._places.get("v2", {}).values():
+            if place.look_at_controllers(touched):
+                place.told = None
+                self._places_generation += 1
+                for source in self._hierarchies[place.hierarchy]:
+                    if source.controller not in place.controllers:
+                        for name in set(source.files) - v2.EVERYWHERE:
+                            place.record.forget(source.part, name)
+
     def _walk(self, lane: Lane) -> None:
-        """Take what a walk of each hierarchy knows; those files are not read. A walk that fails is made up for by files."""
-        for hierarchy, sources in self._hierarchies.items():
-            if not core.CONTROLLERS & {source.controller for source in sources}:
-                continue
-            start = self._clock()
-            try:
-                records = lane.read(hierarchy.mountpoint)
-            except NsagentError as error:
-                records = {}
-                self.unwalked[hierarchy.key] = str(error)
-            part_of = {name: source.part for source in sources for name in source.files}
-            for place in self._places[hierarchy.key].values():
-                told = None if place.is_root else records.get(place.id)
-                if told != place.told:
-                    self._take(place, core.files_of(lane.decode(told), hierarchy.version) if told else {}, part_of)
-                    place.told = told
-            self.seconds["bpf_iter/cgroup"] = self.seconds.get("bpf_iter/cgroup", 0) + self._clock() - start
+        start = self._clock()
+        for hierarchy in self._hierarchies:
+            if self._walks.take(lane, hierarchy, self._places[hierarchy.key], self._places_generation):
+                self._served.pop(hierarchy, None)
+        self.seconds["bpf_iter/cgroup"] = self._clock() - start
 
-    @staticmethod
-    def _take(place: Place, contents: dict[str, bytes], part_of: Mapping[str, str]) -> None:
-        place.served = contents.keys()
-        for name, text in contents.items():
-            part = part_of.get(name)
-            if part is not None and place.record.files[part].get(name) != text:
-                place.record.files[part][name] = text
-                place.record.changed.add(part)
-
-    def _read_source(self, source: Source, places: list[Place], *, keep: bool) -> None:
-        having = [place for place in places if source.controller in place.controllers]
-        source.learn_files(having)
+    def _read_source(self, source: Source, served: Mapping[frozenset[str], list[Place]], *, keep: bool) -> None:
+        """Read the files of a source in the places of its hierarchy, save for those that are served (the key)."""
+        source.learn_files(place for places in served.values() for place in places if source.controller in place.controllers)
         for name in source.files:
-            everywhere = source.hierarchy.version == 2 and name in v2.EVERYWHERE
             if keep and self._is_paused(name):
-                for place in places:
+                for place in self._places[source.hierarchy.key].values():
                     place.record.forget(source.part, name)
                 continue
+            everywhere = source.hierarchy.version == 2 and name in v2.EVERYWHERE
             start = self._clock()
-            slowest = self._read_file(source, name, places if everywhere else having, keep=keep)
-            took = self._clock() - start
-            if len(having) != len(places) and not everywhere:
-                for place in places:
-                    if source.controller not in place.controllers:
-                        place.record.forget(source.part, name)
+            slowest = self._read_file(
+                source,
+                name,
+                [
+                    place
+                    for without, places in served.items()
+                    if name not in without
+                    for place in places
+                    if everywhere or source.controller in place.controllers
+                ],
+                keep=keep,
+            )
             if keep:
+                took = self._clock() - start
                 self.seconds[name] = self.seconds.get(name, 0) + took
                 self._judge(name, slowest, took)
 
@@ -225,16 +243,20 @@ class Reader:
         part, key, clock = source.part, source.hierarchy.key, self._clock
         absent = [(key, is_root, name) in self._absent for is_root in (False, True)]
         touched = self._touched.get(key) if keep else None
-        unlisted = v1.FILES["blkio"][0] if name == v1.FILES["blkio"][1] else ""
         last, slowest = clock(), 0.0
         for place in places:
-            if place.gone or absent[place.is_root] or name in place.served:
+            if place.gone or absent[place.is_root]:
                 continue
             record = place.record
             files = record.files[part]
             if touched is not None and place.id not in touched and stands_still(name, files.get(name)):
                 continue
-            if unlisted and files.get(unlisted, b"").startswith(b"Total "):  # no device there, so none here
+            if name == STAT and keep:
+                if name in files and place.stat is not None and place.stat == place.stat_read:
+                    continue
+                place.stat_read = None
+                self._uncertain.append(place)
+            elif is_empty(name, files):
                 record.forget(part, name)
                 continue
             text = place.read(name, keep=keep)
@@ -243,8 +265,7 @@ class Reader:
             last = now
             if text is not None:
                 if files.get(name) != text:
-                    files[name] = text
-                    record.changed.add(part)
+                    record.put(part, name, self._walks.same(text))
                 continue
             record.forget(part, name)
             if not place.lives():
@@ -293,7 +314,14 @@ class Reader:
         if part == "io" and self._versions["io"] == 1:
             return v1.io(files, counting=counting)
         module = v1 if self._versions[part] == 1 else v2
-        return getattr(module if part in ("cpu", "memory", "io", "pids") else parts, part)(files)
+        if part in ("cpu", "memory", "io"):
+            return getattr(module, part)(files)
+        key = (part, *files.items())  # of the rest there are many alike
+        if key not in self._equal:
+            if len(self._equal) >= _MOST_EQUAL:
+                self._equal.clear()
+            self._equal[key] = getattr(module if part == "pids" else parts, part)(files)
+        return self._equal[key]
 
     def _least_limit_above(self, path: str) -> float | None:
         """Return the least limit of a v2 cgroup's ancestors, read now; None where none has one."""

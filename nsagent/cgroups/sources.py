@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -29,6 +29,13 @@ _WITHOUT_CONTROLLER: Final = frozenset({"cpu", "pressure", "state"})
 
 _MEMORY_STAT: Final = frozenset({"memory.stat", "memory.kmem.usage_in_bytes"})  # v1 has memory by type in both
 _STANDING: Final = v1.SETTINGS | v2.SETTINGS | {"cgroup.stat"}
+
+
+def is_empty(name: str, files: Mapping[str, bytes]) -> bool:
+    """Tell by the other files of its part that a file is one without any number: of v1's two of blkio the second lists the
+    devices of the first."""
+    first, second = v1.FILES["blkio"]
+    return name == second and files.get(first, b"").startswith(b"Total ")
 
 
 def stands_still(name: str, text: bytes | None) -> bool:

@@ -57,6 +57,7 @@ class Btf:
         """Return the byte offset of each type; index 0 is void. Fills `ids` on the way."""
         offsets = [0]
         self.ids: dict[tuple[int, str], int] = {}
+        self._unnamed: list[int] = []  # enums
         unpack, tail, each = struct.Struct("<II").unpack_from, _TAIL, _TAIL_EACH
         wanted = (STRUCT, UNION, ENUM, TYPEDEF, FUNC, VAR)
         while at < end:
@@ -69,6 +70,8 @@ class Btf:
                 raise self._bad(f"type {len(offsets)} is of unknown kind {kind}")
             if name and kind in wanted:
                 self.ids.setdefault((kind, self._name(name)), len(offsets))
+            elif kind == ENUM:
+                self._unnamed.append(len(offsets))
             offsets.append(at)
             at += 12 + tail.get(kind, 0) + each.get(kind, 0) * (info & 0xFFFF)
         if at != end:
@@ -143,12 +146,14 @@ class Btf:
             return type_id
         return self.strip(int(struct.unpack_from("<I", self.tail(type_id))[0]))
 
-    def enumerators(self, name: str) -> dict[str, int]:
-        """Return the names and values of an enum; empty where the kernel has none of that name."""
-        type_id = self.ids.get((ENUM, name))
-        if type_id is None:
-            return {}
-        return {self._name(n): v for n, v in struct.iter_unpack("<Ii", self.tail(type_id))}
+    def enum(self, name: str) -> int:
+        """Return the type of an enum by its name, or one without a name by that of a value of it; 0 where there is none."""
+        named = self.ids.get((ENUM, name))
+        return named or next((type_id for type_id in self._unnamed if name in self.values(type_id)), 0)
+
+    def values(self, type_id: int) -> dict[str, int]:
+        """Return the names and values of an enum; empty for void."""
+        return {self._name(n): v for n, v in struct.iter_unpack("<Ii", self.tail(type_id))} if type_id else {}
 
     def parameters(self, type_id: int) -> int:
         """Count the parameters of the function a typedef, pointer, function or prototype leads to; -1 if it leads to none."""

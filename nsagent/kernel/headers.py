@@ -12,7 +12,7 @@ import re
 from typing import NamedTuple
 
 from nsagent.errors import UnsupportedError
-from nsagent.kernel.btf import FUNC, STRUCT, TYPEDEF, VAR, Btf
+from nsagent.kernel.btf import FUNC, PTR, STRUCT, TYPEDEF, VAR, Btf
 
 # Every member the programs read: struct -> member -> C type. The one list to extend when a program reads more.
 STRUCTS: dict[str, dict[str, str]] = {
@@ -106,7 +106,17 @@ STRUCTS: dict[str, dict[str, str]] = {
         "subsys": "struct cgroup_subsys_state *[16]",
         "rstat_base_cpu": "struct cgroup_rstat_base_cpu *",  # per CPU, as is rstat_cpu, which had it before v6.16
         "rstat_cpu": "struct cgroup_rstat_cpu *",
+        "psi": "struct psi_group *",  # not a pointer in old kernels
+        "flags": "unsigned long",
+        **dict.fromkeys(("nr_descendants", "nr_dying_descendants"), "int"),
+        **dict.fromkeys(("nr_populated_csets", "nr_populated_domain_children", "nr_populated_threaded_children"), "int"),
     },
+    "mutex": {"owner": "atomic_long_t"},
+    "psi_group": {"avgs_lock": "struct mutex", "enabled": "bool", "pcpu": "struct psi_group_cpu *", "total": "u64[1]"},
+    "psi_group_cpu": {"state_mask": "u32", "times": "u32[1]", "times_prev": "u32[1]"},
+    "freezer": {"css": "struct cgroup_subsys_state", "state": "u32"},
+    "cpuset": {"css": "struct cgroup_subsys_state", "effective_cpus": "", "effective_mems": "u64[1]"},
+    "blkcg": {"css": "struct cgroup_subsys_state", "blkg_list": "u64"},  # struct hlist_head
     "cgroup_root": {"hierarchy_id": "int"},
     "cgroup_rstat_base_cpu": {"bstat": "struct cgroup_base_stat"},
     "cgroup_rstat_cpu": {"bstat": "struct cgroup_base_stat"},
@@ -133,6 +143,11 @@ STRUCTS: dict[str, dict[str, str]] = {
         "memory_events": "atomic_long_t[8]",
         "memory_events_local": "atomic_long_t[8]",
         "oom_lock": "bool",  # Since v6.11 only with CONFIG_MEMCG_V1
+        "vmstats": "struct memcg_vmstats *",
+    },
+    "memcg_vmstats": {
+        **dict.fromkeys(("state", "events", "state_local", "events_local", "state_pending"), "u64[1]"),
+        "stats_updates": "",  # atomic64_t, atomic_t in newer kernels
     },
     "page_counter": dict.fromkeys(("usage", "watermark", "max", "high", "low", "min", "failcnt"), "unsigned long"),
     "pids_cgroup": {
@@ -191,6 +206,7 @@ FEATURES: dict[str, Need] = {
 }
 
 _SIZES = {
+    "bool": 1,
     "int": 4,
     "u32": 4,
     "s32": 4,
@@ -202,6 +218,9 @@ _SIZES = {
     "kuid_t": 4,
     "atomic_long_t": 8,
 }
+
+# Enums whose values the programs use; one without a name goes by one of its values.
+ENUMS = ("cgroup_subsys_id", "memcg_memory_event", "psi_states", "psi_aggregators", "freezer_state_flags", "CGRP_FROZEN")
 
 # Function prototypes in BTF tell what a tracepoint passes; a kfunc is called by its BTF id.
 # A storage operation that interrupts another on its CPU was refused (the flag), until tracing programs got a variant that is not,
@@ -250,6 +269,15 @@ def _width(ctype: str) -> int | None:
     return size if not count else None
 
 
+def _chosen(btf: Btf, struct: str, type_id: int) -> str:
+    """Return the C type of a member that kernels declare in different ways; "" for a way that is not known."""
+    if struct == "mm_struct":
+        return _rss_stat(btf, type_id)
+    if struct == "cpuset":  # cpumask_var_t
+        return "void *" if btf.head(btf.strip(type_id))[0] == PTR else "u64[1]"
+    return {4: "u32", 8: "u64"}.get(btf.size(btf.strip(type_id)), "")
+
+
 def _rss_stat(btf: Btf, type_id: int) -> str:
     """struct percpu_counter[4] since commit f1a7941243c1 ("mm: convert mm's rss stats into percpu_counter") (in v6.2)."""
     name = btf.head(btf.element(type_id))[1]
@@ -293,10 +321,12 @@ def project(btf: Btf) -> Projection:
             member = btf.member(type_id, name)
             if member is None or member.bit_width or member.bit_offset % 8:
                 continue
-            ctype = declared or _rss_stat(btf, member.type)
+            ctype = declared or _chosen(btf, struct, member.type)
             width, stripped = _width(ctype), btf.strip(member.type)
-            if not ctype or (width and not ctype.endswith("*") and btf.size(stripped) != width):
+            if not ctype or (btf.head(stripped)[0] != PTR if ctype.endswith("*") else width and btf.size(stripped) != width):
                 continue
+            if struct == "cpuset" and ctype == "void *":
+                extra.append("#define HAVE_cpumask_elsewhere 1")
             if struct == "mm_struct" and name == "rss_stat":
                 extra.append(f"#define HAVE_rss_{'percpu' if 'percpu' in ctype else 'atomic'} 1")
             have.add(f"{struct}.{name}")
@@ -309,8 +339,8 @@ def project(btf: Btf) -> Projection:
         )
     missing = {feature: need.reason for feature, need in FEATURES.items() if not any(m in have for m in need.members)}
     kfuncs = {name: btf.ids[FUNC, name] for name in KFUNCS if (FUNC, name) in btf.ids}
-    extra += [f"#define NSAGENT_{name} {value}" for name, value in btf.enumerators("cgroup_subsys_id").items()]
-    extra += [f"#define NSAGENT_{name} {value}" for name, value in btf.enumerators("memcg_memory_event").items()]
+    for enum in ENUMS:
+        extra += [f"#define NSAGENT_{name} {value}" for name, value in btf.values(btf.enum(enum)).items()]
     extra += [f"#define HAVE_{name} 1" for name in kfuncs]
     if STORAGE_BUSY in btf.ids and STORAGE_RECUR not in btf.ids:
         extra.append("#define STORAGE_REFUSED_WHEN_BUSY 1")

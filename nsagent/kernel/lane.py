@@ -5,7 +5,9 @@ Since Linux kernel commit d4ccaf58a847 ("bpf: Introduce cgroup iter") (in v6.1).
 
 from __future__ import annotations
 
+import functools
 import math
+import mmap
 import os
 import struct
 from collections.abc import Mapping
@@ -13,11 +15,16 @@ from typing import Final, NamedTuple
 
 from nsagent.errors import LoadError
 from nsagent.kernel import abi, bpf
-from nsagent.kernel.maps import Map
+from nsagent.kernel.maps import Map, possible_cpus
 
 _DESCENDANTS_PRE: Final = 2  # enum bpf_cgroup_iter_order: parents first
 _ID: Final = struct.Struct("=Q")
 _CPUACCT, _SHARES, _BANDWIDTH, _BURST, _MEMORY, _KMEM, _SOFT_LIMIT, _PIDS, _PIDS_PEAK, _PIDS_EVENTS = (1 << n for n in range(10))
+_STATE, _FREEZER, _CPUSET, _NO_IO = (1 << n for n in range(10, 14))
+_PRESSURES: Final = (("cpu", 1 << 14, 43), ("memory", 1 << 15, 45), ("io", 1 << 16, 47))  # and the first of two words
+_IRQ_PRESSURE: Final = 1 << 17
+_MEMORY_STAT: Final = 1 << 18
+_WORD: Final = 64
 _NO_QUOTA: Final = (1 << 64) - 1  # RUNTIME_INF
 _PIDS_MAX: Final = 1 << 22  # PIDS_MAX is PID_MAX_LIMIT + 1: what lies above no limit can be
 _SHARES_UNIT: Final = 10  # SCHED_FIXEDPOINT_SHIFT: scale_load_down()
@@ -55,6 +62,15 @@ class Core(NamedTuple):
     pids_peak: int | None = None
     pids_refused: int | None = None
     pids_refused_here: int | None = None
+    populated: bool | None = None
+    frozen: bool | None = None
+    descendants: int | None = None
+    dying_descendants: int | None = None
+    cpus: frozenset[int] | None = None
+    memory_nodes: frozenset[int] | None = None
+    no_io: bool = False  # no device has any; False tells nothing
+    pressure_ns: tuple[tuple[str, int | None, int], ...] = ()  # resource, some, full; those that are up to date
+    memory_stat: int | None = None  # of equal ones memory.stat has the same bytes
 
 
 def decode(record: bytes, page: int) -> Core:
@@ -98,7 +114,47 @@ def decode(record: bytes, page: int) -> Core:
         w[34] if present & _PIDS_PEAK else None,
         w[35] if present & _PIDS_EVENTS else None,
         w[36] if present & _PIDS_EVENTS else None,
+        w[37] == 1 if present & _STATE else None,
+        w[38] == 1 if present & (_STATE | _FREEZER) else None,
+        w[39] if present & _STATE else None,
+        w[40] if present & _STATE else None,
+        _bits(w[41]) if present & _CPUSET else None,
+        _bits(w[42]) if present & _CPUSET else None,
+        bool(present & _NO_IO),
+        _pressures(w),
+        w[50] if present & _MEMORY_STAT else None,
     )
+
+
+@functools.lru_cache(maxsize=64)
+def _bits(word: int) -> frozenset[int]:
+    return frozenset(bit for bit in range(_WORD) if word >> bit & 1)
+
+
+def _pressures(w: tuple[int, ...]) -> tuple[tuple[str, int | None, int], ...]:
+    irq = [("irq", None, w[49])] if w[2] & _IRQ_PRESSURE else []
+    return (*((name, w[at], w[at + 1]) for name, bit, at in _PRESSURES if w[2] & bit), *irq)
+
+
+class Walk:
+    """What a walk found, in its order; in the memory of the map, so until the next walk.
+
+    `ids` are kernfs ids; a record has another digest as soon as anything but its id is another (but for chance, 2**-64). Both are
+    a u64 each.
+    """
+
+    def __init__(self, memory: mmap.mmap, count: int, page: int, *, has_nodes: bool) -> None:
+        step = abi.LANE.size // _ID.size
+        with memoryview(memory) as whole, whole.cast("Q") as words:
+            end = count * step
+            self.ids, self.digests = words[:end:step].tobytes(), words[1:end:step].tobytes()
+        self._memory, self._page, self._has_nodes = memory, page, has_nodes
+
+    def decode(self, index: int) -> Core:
+        """Decode the record of a place in the order."""
+        at = index * abi.LANE.size
+        core = decode(self._memory[at : at + abi.LANE.size], self._page)
+        return core if self._has_nodes else core._replace(memory_nodes=None)
 
 
 class CgroupLane:
@@ -110,13 +166,14 @@ class CgroupLane:
         self._config = maps["config"]
         self._links: dict[str, int] = {}
         self._page = os.sysconf("SC_PAGE_SIZE")
+        self._has_nodes = _memory_nodes() <= _WORD
 
-    def read(self, mountpoint: str) -> dict[int, bytes]:
-        """Return a record of each cgroup below and at a mountpoint, by kernfs id.
+    def read(self, mountpoint: str) -> Walk:
+        """Walk the cgroups at and below a mountpoint.
 
         Raises LoadError: the kernel refuses, or there are more cgroups than the map holds.
         """
-        size, next_record = abi.LANE.size, struct.pack("=I", abi.CONFIG.index("lane"))
+        next_record = struct.pack("=I", abi.CONFIG.index("lane"))
         self._config.update(next_record, bytes(8))
         try:
             link = self._links.get(mountpoint)
@@ -128,12 +185,7 @@ class CgroupLane:
         (count,) = _ID.unpack(self._config.lookup(next_record) or bytes(8))
         if count > self._records.max_entries:
             raise LoadError(f"{mountpoint} has {count} cgroups, and there is room for {self._records.max_entries}")
-        text = self._records.read_array(0, count)
-        return {_ID.unpack_from(text, at)[0]: text[at : at + size] for at in range(0, len(text), size)}
-
-    def decode(self, record: bytes) -> Core:
-        """Decode one of those records."""
-        return decode(record, self._page)
+        return Walk(self._records.mmap(), count, self._page, has_nodes=self._has_nodes)
 
     def _attach(self, mountpoint: str) -> int:
         directory = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -147,6 +199,13 @@ class CgroupLane:
         for link in self._links.values():
             os.close(link)
         self._links.clear()
+
+
+def _memory_nodes() -> int:
+    try:
+        return possible_cpus("/sys/devices/system/node/possible")
+    except OSError:  # without NUMA
+        return 1
 
 
 def _walk(fd: int) -> None:

@@ -50,18 +50,20 @@ def skipped(samples: Samples, reason: str) -> float:
 
 def test_what_is_not_selected_is_not_opened_and_counts_above(world: list[str], cgroup_name: str, tmp_path: Path) -> None:
     top = f"/{cgroup_name}"
-    wanted, unwanted = nested(f"{cgroup_name}/wanted"), nested(f"{cgroup_name}/not\\wanted/inner")
+    nested(f"{cgroup_name}/wanted")
+    unwanted = nested(f"{cgroup_name}/not\\wanted/inner")
     size = 4 << 20
     work = f"f = open({str(tmp_path / 'file')!r}, 'wb'); f.write(bytes({size})); f.flush(); os.fsync(f.fileno())"
     flags = ["--cgroup-include", top, "--cgroup-exclude", "not\\wan*", "--ephemeral"]
     with running(world, *flags) as agent, member(f"{cgroup_name}/not\\wanted/inner", BURN.format(seconds=0.2) + work):
         agent.scrape()
-        seen, unseen = Accesses(agent.process.pid, *set(wanted.values())), Accesses(agent.process.pid, *set(unwanted.values()))
+        new = nested(f"{cgroup_name}/wanted/new")
+        seen, unseen = Accesses(agent.process.pid, *set(new.values())), Accesses(agent.process.pid, *set(unwanted.values()))
         try:
             samples = agent.scrape()
-            assert shown(samples, top) == {top, f"{top}/wanted"}
+            assert shown(samples, top) == {top, f"{top}/wanted", f"{top}/wanted/new"}
             assert unseen.names() == set()
-            assert seen.names(), "those of the selected one are read each time"
+            assert seen.names(), "those of a selected one are read, once at least"
         finally:
             seen.close()
             unseen.close()
@@ -80,7 +82,7 @@ def test_what_is_not_selected_is_not_opened_and_counts_above(world: list[str], c
         for place in set(made.values()):
             place.rmdir()
         samples = agent.scrape()
-        assert shown(samples, top) == {top, f"{top}/wanted"}, "its end is not shown either"
+        assert shown(samples, top) == {top, f"{top}/wanted", f"{top}/wanted/new"}, "its end is not shown either"
         assert skipped(samples, "not_included") >= others
 
 
@@ -111,13 +113,13 @@ def test_a_new_selection_by_sighup(world: list[str], cgroup_name: str, tmp_path:
 
 
 def test_collectors_that_are_off_read_nothing(world: list[str], cgroup_name: str) -> None:
-    places = nested(cgroup_name)
     optional = {family.name for family in catalogue.FAMILIES if family.collector}
     words = ("memory.stat", "blkio", "io.stat", "pressure", "cpuset", "hugetlb", "rdma", "misc", "freezer", "cgroup.")
 
     def read(agent: Agent) -> tuple[set[str], set[str]]:
-        """Return the families of a scrape, and the files it read that some collector needs."""
+        """Return the families of a scrape, and the files it read of a new cgroup that some collector needs."""
         agent.scrape()
+        places = nested(f"{cgroup_name}/{agent.process.pid}")
         accesses = Accesses(agent.process.pid, *set(places.values()))
         try:
             names = {name for name, _ in agent.scrape() if name.startswith("nsagent_")}
