@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, Final
 
-from nsagent import __version__
+from nsagent import __version__, libc
 from nsagent.config import FLAGS, AgentConfig
 from nsagent.control import Control, StateLock
 from nsagent.errors import AccessError, NsagentError
@@ -106,6 +106,7 @@ def run(config: AgentConfig, read: Callable[[], AgentConfig] | None = None) -> N
             may not be written.
     """
     _raise_descriptors()
+    libc.use_one_arena()
     signal.pthread_sigmask(signal.SIG_BLOCK, {_RELOAD})  # it waits until the start is over
     for number in _SIGNALS:
         signal.signal(number, _stop)

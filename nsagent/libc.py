@@ -57,6 +57,8 @@ RESOLVE_IN_ROOT: Final = 0x10
 
 CLOSE_RANGE_CLOEXEC: Final = 4  # include/uapi/linux/close_range.h, since Linux kernel commit 582f1fb6b721 (in v5.11)
 
+_M_ARENA_MAX: Final = -8  # malloc.h
+
 # include/uapi/linux/prctl.h
 PR_SET_PDEATHSIG: Final = 1
 PR_SET_DUMPABLE: Final = 4
@@ -244,6 +246,17 @@ def sethostname(name: str) -> None:
     """sethostname(2), in the caller's UTS namespace; at most 64 bytes (EINVAL)."""
     encoded = os.fsencode(name)
     _check(_sethostname(encoded, len(encoded)), "sethostname")
+
+
+def use_one_arena() -> None:
+    """Have all threads share malloc's main arena (glibc; nothing elsewhere).
+
+    Else a thread gets an arena of its own, and what one arena has free no other uses: of scrapes in threads some megabytes stay
+    behind in each. Python's threads allocate under one lock anyway. Source: mallopt(3), M_ARENA_MAX.
+    """
+    mallopt = getattr(_libc, "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_ARENA_MAX, 1)
 
 
 def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 0) -> int:

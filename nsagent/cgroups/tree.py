@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -197,7 +198,7 @@ def walk(hierarchy: Hierarchy, top: str | None = None) -> Iterator[tuple[str, in
             continue
         prefix = "" if path == "/" else path
         try:
-            with os.scandir(place) as entries:
-                pending += [(f"{prefix}/{e.name}", e.path) for e in entries if e.is_dir(follow_symlinks=False)]
+            with os.scandir(place) as entries:  # a path is one string, in however many hierarchies it is
+                pending += [(sys.intern(f"{prefix}/{e.name}"), e.path) for e in entries if e.is_dir(follow_symlinks=False)]
         except OSError:
             continue
