@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests import support
@@ -15,6 +16,9 @@ from tests import support
 os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/var/tmp")
 
 BPFFS = Path("/sys/fs/bpf")
+
+hypothesis.settings.register_profile("nsagent", deadline=None)  # 200 ms are no fault on a busy machine
+hypothesis.settings.load_profile("nsagent")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

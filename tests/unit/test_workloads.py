@@ -168,6 +168,8 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
                 os.waitpid(pid, 0)
         for job in jobs.abandoned(str(tmp_path)):
             job.finish(end=1001.0, outcome="abandoned")
+        if len(list((tmp_path / "jobs" / "ended").glob("*.json"))) > jobs.KEEP // 2:  # a fast machine: none may be pruned
+            break
     there = len(list((tmp_path / "jobs" / "ended").glob("*.json")))
     assert 50 < there < jobs.KEEP
     assert sum(runs(tmp_path)["job"].values()) == there, f"seed {seed}"
