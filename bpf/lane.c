@@ -271,6 +271,8 @@ INLINE void read_memory_stat(u64 css, int v2, struct nsagent_lane *to)
 	defined(HAVE_memcg_vmstats_state_pending) && defined(HAVE_mem_cgroup_memory)
 	u64 stats = (u64)READ(struct mem_cgroup, css - OFFSET(struct mem_cgroup, css), vmstats);
 	u64 hash = 0, words[CHUNK], local = OFFSET(struct memcg_vmstats, state_local);
+	if (v2) /* no test has shown there yet that equal hashes are equal bytes: the file is read */
+		return;
 	if (!stats ||
 	    READ(struct memcg_vmstats, stats, stats_updates)) /* first: what waits later a read now would not show */
 		return;

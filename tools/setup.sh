@@ -14,6 +14,8 @@ packages=(
 	shellcheck     # a linter of the tests
 	util-linux     # unshare and nsenter, which the tests compare with
 	iproute2       # ip: network namespaces in the tests
+	uidmap         # newuidmap: the ids of an ordinary user's jobs
+	time           # GNU time, which reports are compared with
 	procps         # ps, in the documentation's examples
 	"$@"
 )

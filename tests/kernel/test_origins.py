@@ -78,8 +78,8 @@ def test_an_agent_says_where_events_come_from(world: list[str], tmp_path: Path) 
         assert event["exe"] == os.path.realpath(sys.executable)
         assert "job" not in event
 
-        done = run_nsagent("run", "--state-dir", world[1], "--name", "whence", "--isolate", "none", "--report", "json", "--",
-                           "unshare", "--uts", "sleep", "0.1")  # fmt: skip
+        done = run_nsagent("run", "--state-dir", world[1], "--name", "whence", "--isolate", "none", "--cap-add", "SYS_ADMIN",
+                           "--report", "json", "--", "unshare", "--uts", "sleep", "0.1")  # fmt: skip
         job = json.loads(done.stderr)
         (event,) = wait_for(lambda: found(syscall="unshare", job=job["id"]))
         assert event["cgroup"].endswith(f"/nsagent/{job['id']}")
