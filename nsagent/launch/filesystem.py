@@ -52,11 +52,16 @@ class Filesystem:
     def targets(self) -> tuple[str, ...]:
         """Where volumes and tmpfs are, inside; without `..`, which a symlink in the root may make mean something else."""
         targets = (*(each.target for each in self.volumes), *(each.target for each in self.tmpfs))
-        return tuple(posixpath.normpath("/" + target.lstrip("/")) for target in targets)
+        return tuple(map(plain, targets))
 
     def __bool__(self) -> bool:
         """Whether anything is asked for that needs a mount namespace."""
         return self != Filesystem()
+
+
+def plain(target: str) -> str:
+    """Return an absolute path without `.`, `..` and doubled slashes; two that lead it are one (posixpath keeps them)."""
+    return posixpath.normpath("/" + target.lstrip("/"))
 
 
 def parse_rootfs(text: str) -> str:
@@ -94,9 +99,9 @@ def parse_tmpfs(text: str) -> Tmpfs:
 def _checked(target: str, what: str, hint: str) -> str:
     if not target.startswith("/"):
         raise UsageError(f"{what}: {target or 'DST'} is not absolute", hint=hint)
-    plain = posixpath.normpath("/" + target.lstrip("/"))
-    if plain in ("/", "/dev"):
-        raise UsageError(f"{what}: nothing can be mounted at {plain}", hint="--rootfs sets the root; /dev is the job's own")
-    if plain.startswith(tuple(f"{path}/" for path in _OURS)) or plain in _OURS:
-        raise UsageError(f"{what}: {plain} is below a mount of the kernel's", hint=f"not in {' or '.join(_OURS)}")
+    place = plain(target)
+    if place in ("/", "/dev"):
+        raise UsageError(f"{what}: nothing can be mounted at {place}", hint="--rootfs sets the root; /dev is the job's own")
+    if place.startswith(tuple(f"{path}/" for path in _OURS)) or place in _OURS:
+        raise UsageError(f"{what}: {place} is below a mount of the kernel's", hint=f"not in {' or '.join(_OURS)}")
     return target

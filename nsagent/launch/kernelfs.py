@@ -11,10 +11,10 @@ import os
 from typing import Final, NamedTuple
 
 from nsagent import libc
+from nsagent.cgroups.layout import CGROUPFS
 from nsagent.launch.handshake import Step
 
 _PLAIN: Final = libc.MS_NOSUID | libc.MS_NODEV | libc.MS_NOEXEC  # and these are the values of MOUNT_ATTR_* too
-_CGROUPFS: Final = "/sys/fs/cgroup"
 _DEVICES: Final = ("null", "zero", "full", "random", "urandom", "tty")
 _LINKS: Final = (
     ("fd", "/proc/self/fd"),
@@ -89,8 +89,8 @@ def open_sources(plan: KernelPlan, step: Step) -> dict[str, int]:
         if plan.terminal:
             step("devices", "open_tree", plan.terminal)
             trees["/dev/console"] = libc.open_tree(plan.terminal)
-    if plan.cgroups is None and plan.sys == "new" and os.path.isdir(_CGROUPFS):
-        trees[_CGROUPFS] = libc.open_tree(_CGROUPFS)
+    if plan.cgroups is None and plan.sys == "new" and os.path.isdir(CGROUPFS):
+        trees[CGROUPFS] = libc.open_tree(CGROUPFS)
     return trees
 
 
@@ -146,8 +146,8 @@ def _build_sys(plan: KernelPlan, trees: dict[str, int], step: Step) -> None:
     if plan.sys != "keep":
         _move(step, trees["/sys"], "/sys")
     below = []
-    if plan.cgroups is None and _CGROUPFS in trees:
-        _move(step, trees[_CGROUPFS], _CGROUPFS)
+    if plan.cgroups is None and CGROUPFS in trees:
+        _move(step, trees[CGROUPFS], CGROUPFS)
     elif plan.cgroups is not None:
         below = _mount_cgroups(plan.cgroups, step)
     if plan.covered:
@@ -161,10 +161,10 @@ def _mount_cgroups(hierarchies: tuple[Hierarchy, ...], step: Step) -> list[str]:
     """Mount the hierarchies as the job's cgroup namespace has them, the job's own cgroup at the top. Return where."""
     below = []
     if any(hierarchy.name for hierarchy in hierarchies):
-        _mount(step, "tmpfs", _CGROUPFS, _PLAIN, "mode=755")
-        below.append(_CGROUPFS)
+        _mount(step, "tmpfs", CGROUPFS, _PLAIN, "mode=755")
+        below.append(CGROUPFS)
     for hierarchy in hierarchies:
-        path = f"{_CGROUPFS}/{hierarchy.name}".rstrip("/")
+        path = f"{CGROUPFS}/{hierarchy.name}".rstrip("/")
         if hierarchy.name:
             os.mkdir(path, 0o755)
         try:
@@ -177,7 +177,7 @@ def _mount_cgroups(hierarchies: tuple[Hierarchy, ...], step: Step) -> list[str]:
 
 def _build_dev(plan: KernelPlan, trees: dict[str, int], step: Step) -> None:
     """Make /dev of a few nodes. It is nodev itself, and the nodes are mounts of the host's: no others can be made there."""
-    _mount(step, "tmpfs", "/dev", libc.MS_NOSUID | libc.MS_NODEV | libc.MS_NOEXEC, "mode=755,size=64k")
+    _mount(step, "tmpfs", "/dev", _PLAIN, "mode=755,size=64k")
     for name in ("pts", "shm", "mqueue"):
         os.mkdir(f"/dev/{name}", 0o755)
     for name, target in _LINKS:

@@ -13,13 +13,12 @@ Sources: man 2 pivot_root, open_tree, move_mount, mount_setattr, openat2.
 from __future__ import annotations
 
 import os
-import posixpath
 import stat
 from typing import Final, NamedTuple
 
 from nsagent import libc
 from nsagent.launch import kernelfs
-from nsagent.launch.filesystem import Tmpfs, Volume
+from nsagent.launch.filesystem import Tmpfs, Volume, plain
 from nsagent.launch.handshake import Step
 from nsagent.launch.kernelfs import KernelPlan
 
@@ -69,7 +68,7 @@ def open_sources(plan: MountPlan, step: Step) -> Sources:
 def build(plan: MountPlan, sources: Sources, step: Step) -> None:
     """Make the mounts of `plan`; with a root in it, leave the host's. Raises OSError where `step` says."""
     mounts: list[Mount] = [*((each, -1) for each in plan.tmpfs), *zip(plan.volumes, sources.volumes, strict=True)]
-    mounts.sort(key=lambda mount: posixpath.normpath(mount[0].target).count("/"))  # /a before /a/b
+    mounts.sort(key=lambda mount: plain(mount[0].target).count("/"))  # /a before /a/b
     late = [mount for mount in mounts if _is_below("/dev", mount[0].target)]
     early = [mount for mount in mounts if mount not in late]
     if sources.root is not None:
@@ -91,7 +90,7 @@ def build(plan: MountPlan, sources: Sources, step: Step) -> None:
 
 
 def _is_below(directory: str, target: str) -> bool:
-    return posixpath.normpath("/" + target.lstrip("/")).startswith(directory + "/")
+    return plain(target).startswith(directory + "/")
 
 
 def _is_directory(tree: int) -> bool:
@@ -156,7 +155,7 @@ def _attach(mount: Mount, plan: MountPlan, step: Step) -> None:
     """Mount one volume or tmpfs. In the host's root a mount point is made only inside of another mount of the job."""
     what, tree = mount
     others = ("/dev", *(each.target for each in plan.tmpfs), *(each.target for each in plan.volumes))
-    make = bool(plan.root) or any(_is_below(posixpath.normpath(other), what.target) for other in others)
+    make = bool(plan.root) or any(_is_below(plain(other), what.target) for other in others)
     target = _target(what.target, _is_directory(tree), make, step)
     if isinstance(what, Tmpfs):
         step("tmpfs", "mount", what.target)

@@ -162,46 +162,35 @@ class Node:
         return {rule: rise(f"finding {rule}", before[rule] + count) for rule, count in self.findings.counts().items()}
 
     def _make_sampler(self, retain_ns: int, *, cgroup_usage: bool) -> Sampler:
-        cgroups, findings = self.cgroups, self._found if self.findings else None
-        figures = self._figures if self.history and self._namespaces else None
-        identities = Identities(self.runtimes.names, self.runtimes.want)
-        workloads = self._workloads.read if self._workloads else None
-        if self.attached is None:
-            from nsagent.procusage import ProcfsUsage
-
-            controller, hierarchy = self.layout.accounting if self.layout else (None, None)
-            directory = hierarchy.directory if hierarchy else None
-            self._usage = usage = ProcfsUsage(controller=controller, directory=directory, retain_s=retain_ns / 1e9)
-            return Sampler(
-                retain_ns=retain_ns,
-                ancestry=self.ancestry,
-                cgroups=cgroups,
-                usage=usage,
-                history=self.history,
-                findings=findings,
-                namespace_figures=figures,
-                identities=identities,
-                cgroup_usage=cgroup_usage,
-                workloads=workloads,
-            )
-        successor = self.ancestry.successor if cgroups else lambda cgroup: cgroup
-        self._usage = kernel_usage = KernelUsage(self.attached, retain_s=retain_ns / 1e9, successor=successor)
+        kernel = self._open_usage(retain_ns / 1e9)
         return Sampler(
             retain_ns=retain_ns,
             ancestry=self.ancestry,
-            cgroups=cgroups,
-            ends=self.ends,
-            usage=kernel_usage,
-            counts=self._counts if self.attached.traces else None,
-            maps=self._maps,
+            cgroups=self.cgroups,
+            ends=self.ends if kernel else None,
+            usage=self._usage,
+            counts=self._counts if self.attached and self.attached.traces else None,
+            maps=self._maps if kernel else None,
             history=self.history,
-            findings=findings,
-            namespace_figures=figures,
-            node_cpu_ns=self._node_cpu_ns,
-            identities=identities,
+            findings=self._found if self.findings else None,
+            namespace_figures=self._figures if self.history and self._namespaces else None,
+            node_cpu_ns=self._node_cpu_ns if kernel else None,
+            identities=Identities(self.runtimes.names, self.runtimes.want),
             cgroup_usage=cgroup_usage,
-            workloads=workloads,
+            workloads=self._workloads.read if self._workloads else None,
         )
+
+    def _open_usage(self, retain_s: float) -> bool:
+        """Have a source of usage; tell whether it is the kernel's programs, else it is /proc."""
+        if self.attached is not None:
+            successor = self.ancestry.successor if self.cgroups else lambda cgroup: cgroup
+            self._usage = KernelUsage(self.attached, retain_s=retain_s, successor=successor)
+            return True
+        from nsagent.procusage import ProcfsUsage
+
+        controller, hierarchy = self.layout.accounting if self.layout else (None, None)
+        self._usage = ProcfsUsage(controller=controller, directory=hierarchy.directory if hierarchy else None, retain_s=retain_s)
+        return False
 
     def settings(self) -> dict[str, Callable[[Any], None]]:
         """Return how a new value is taken, by field of AgentConfig: of those that can change while it runs."""

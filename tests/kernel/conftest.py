@@ -16,6 +16,7 @@ from nsagent.kernel import mounts
 from nsagent.kernel.attach import Attached, attach
 from nsagent.usage import KernelUsage, NodeUsage, Usage, total
 from tests import support
+from tests.kernel.launching import Jobs
 
 SOURCE = Path(__file__).with_name("load.c")
 
@@ -28,6 +29,15 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> str:
     program = directory / "load"
     subprocess.run(["gcc", "-O1", "-Wall", "-Werror", "-o", str(program), str(SOURCE), "-lpthread"], check=True)
     return str(program)
+
+
+@pytest.fixture
+def jobs(tmp_path: Path) -> Iterator[Jobs]:
+    """`nsagent run` with a state directory of its own; what it left is removed."""
+    support.require_root()
+    made = Jobs(tmp_path)
+    yield made
+    made.tidy()
 
 
 @pytest.fixture(scope="session")

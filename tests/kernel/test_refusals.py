@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,14 +20,6 @@ READ_ONLY = r"""
 mount --make-rprivate / && for m in $(sed -n 's/^\([^ ]* \)\{4\}\([^ ]*\) .* - cgroup2\{0,1\} .*/\2/p' /proc/self/mountinfo)
 do mount -o remount,bind,ro $m || exit; done; exec "$@"
 """
-
-
-@pytest.fixture
-def jobs(tmp_path: Path) -> Iterator[Jobs]:
-    support.require_root()
-    made = Jobs(tmp_path)
-    yield made
-    made.tidy()
 
 
 def refused(code: int, stderr: str) -> None:

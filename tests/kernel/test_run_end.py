@@ -20,14 +20,6 @@ pytestmark = pytest.mark.kernel
 
 
 @pytest.fixture
-def jobs(tmp_path: Path) -> Iterator[Jobs]:
-    support.require_root()
-    made = Jobs(tmp_path)
-    yield made
-    made.tidy()
-
-
-@pytest.fixture
 def ready(tmp_path: Path) -> str:
     """A file for `tail -f`, a program that handles no signal and can say that it runs: a shell catches SIGINT until it execs."""
     (tmp_path / "ready").write_text("ready\n")

@@ -16,14 +16,6 @@ pytestmark = pytest.mark.kernel
 
 
 @pytest.fixture
-def jobs(tmp_path: Path) -> Iterator[Jobs]:
-    support.require_root()
-    made = Jobs(tmp_path)
-    yield made
-    made.tidy()
-
-
-@pytest.fixture
 def rootfs(tmp_path: Path) -> Path:
     return make_rootfs(tmp_path)
 

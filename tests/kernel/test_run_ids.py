@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,14 +11,6 @@ from tests import support
 from tests.kernel.launching import USR, Jobs, make_rootfs
 
 pytestmark = pytest.mark.kernel
-
-
-@pytest.fixture
-def jobs(tmp_path: Path) -> Iterator[Jobs]:
-    support.require_root()
-    made = Jobs(tmp_path)
-    yield made
-    made.tidy()
 
 
 @pytest.fixture

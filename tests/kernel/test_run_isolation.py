@@ -6,23 +6,13 @@ import os
 import re
 import socket
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests import support
 from tests.kernel.launching import KINDS, Jobs, host_inums
 
 pytestmark = pytest.mark.kernel
-
-
-@pytest.fixture
-def jobs(tmp_path: Path) -> Iterator[Jobs]:
-    support.require_root()
-    made = Jobs(tmp_path)
-    yield made
-    made.tidy()
 
 
 def test_cmd_is_pid_one(jobs: Jobs) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,14 +15,6 @@ from tests.kernel.launching import Jobs
 pytestmark = pytest.mark.kernel
 
 BUSY = "import time\nend = time.process_time() + {}\nwhile time.process_time() < end: pass"
-
-
-@pytest.fixture
-def jobs(tmp_path: Path) -> Iterator[Jobs]:
-    support.require_root()
-    made = Jobs(tmp_path)
-    yield made
-    made.tidy()
 
 
 def test_cmds_first_instruction_is_in_its_cgroup(jobs: Jobs) -> None:

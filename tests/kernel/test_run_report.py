@@ -6,7 +6,6 @@ import http.server
 import resource
 import subprocess
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,14 +24,6 @@ for at in range(0, len(block), 4096): block[at] = 1
 end = time.process_time() + 0.4
 while time.process_time() < end: os.stat("/")
 """
-
-
-@pytest.fixture
-def jobs(tmp_path: Path) -> Iterator[Jobs]:
-    support.require_root()
-    made = Jobs(tmp_path)
-    yield made
-    made.tidy()
 
 
 def test_agrees_with_gnu_time(jobs: Jobs, tmp_path: Path) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -15,14 +13,6 @@ from tests import support
 from tests.kernel.launching import Jobs, running
 
 pytestmark = pytest.mark.kernel
-
-
-@pytest.fixture
-def jobs(tmp_path: Path) -> Iterator[Jobs]:
-    support.require_root()
-    made = Jobs(tmp_path)
-    yield made
-    made.tidy()
 
 
 DAEMON = "setsid sh -c 'exec sleep {marker}' >/dev/null 2>&1 & sleep 0.2; echo started"

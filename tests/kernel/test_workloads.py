@@ -6,24 +6,14 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests import support
 from tests.kernel.agents import Samples, get, running
 from tests.kernel.launching import Jobs
 
 pytestmark = pytest.mark.kernel
-
-
-@pytest.fixture
-def jobs(tmp_path: Path) -> Iterator[Jobs]:
-    support.require_root()
-    made = Jobs(tmp_path)
-    yield made
-    made.tidy()
 
 
 @pytest.fixture
