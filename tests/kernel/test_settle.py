@@ -289,19 +289,20 @@ def _is_kernel_thread(pid: str) -> bool:
 
 
 def test_counters_never_fall_and_do_grow(usage: KernelUsage, cgroup: AccountedCgroup, load: str) -> None:
-    process = cgroup.run([load, "storm", "2", "80"])
     last: dict[NamespaceId, Usage] = {}
-    seen = []
-    while process.poll() is None:
-        node = usage.read()
-        for key, used in node.namespaces.items():
-            for field in ("cpu_ns", "user_ns", "system_ns", "minor_faults", "processes_created", "threads_freed"):
-                assert getattr(used, field) >= getattr(last.get(key, Usage()), field), (key, field)
-        last = dict(node.namespaces)
-        seen.append(cgroup.ours(node).cpu_ns)
-    assert len(seen) > 3
+    seen: list[int] = []
+    while len(seen) < 5:  # a slow machine reads once or twice in a storm, so there is another one
+        process = cgroup.run([load, "storm", "2", "80"])
+        while process.poll() is None:
+            node = usage.read()
+            for key, used in node.namespaces.items():
+                for field in ("cpu_ns", "user_ns", "system_ns", "minor_faults", "processes_created", "threads_freed"):
+                    assert getattr(used, field) >= getattr(last.get(key, Usage()), field), (key, field)
+            last = dict(node.namespaces)
+            seen.append(cgroup.ours(node).cpu_ns)
+        assert process.returncode == 0
+    assert seen == sorted(seen)
     assert seen[-1] > seen[0]
-    assert_exact(cgroup, 0)
 
 
 def test_a_sigkilled_process_is_complete(cgroup: AccountedCgroup, load: str) -> None:
