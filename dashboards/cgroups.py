@@ -94,8 +94,7 @@ def build() -> Dashboard:
                 graph(
                     "IO by device",
                     "Bps",
-                    "Bytes a second at each device (major:minor). Absent on cgroup v1 where the kernel does not count without a "
-                    "throttle rule.",
+                    "Bytes a second at each device. Absent on cgroup v1 where the kernel does not count without a throttle rule.",
                     Query(rate("nsagent_cgroup_io_bytes_total", _THIS), "{{cgroup}} {{device}} {{operation}}"),
                     width=8,
                 ),

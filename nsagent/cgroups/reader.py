@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from nsagent.cgroups import parts, v1, v2
 from nsagent.cgroups.core import Lane
+from nsagent.cgroups.devices import BlockNames
 from nsagent.cgroups.files import read
 from nsagent.cgroups.layout import Hierarchy, Layout
 from nsagent.cgroups.places import Budget, Place, Record
@@ -42,6 +43,7 @@ class Reader:
         clock: Callable[[], float] = time.perf_counter,
         lane: Lane | None = None,
         without: Collection[str] = (),
+        sysfs: str = "/sys",
     ) -> None:
         """`without`: see find_sources."""
         self.layout = layout
@@ -68,6 +70,7 @@ class Reader:
         self._served: dict[Hierarchy, dict[frozenset[str], list[Place]]] = {}  # places by the files that need not be read
         self._places_generation = 0
         self._equal: dict[Any, Any] = {}
+        self._names = BlockNames(sysfs)
         self._pauses: dict[str, tuple[int, int]] = {}  # file: readings left to wait, readings of this pause
 
     def __del__(self) -> None:
@@ -94,6 +97,7 @@ class Reader:
         """
         path = cgroup if isinstance(cgroup, str) else cgroup.path
         record, budget = Record(path), Budget()
+        self._names.look()
         for hierarchy, sources in self._hierarchies.items():
             place = Place.open(hierarchy, record, 0, budget)
             if place is None:
@@ -117,6 +121,9 @@ class Reader:
         self.seconds = {}
         self._touched = tree.take_touched()
         self._look_at_controllers()
+        if self._names.look():
+            for record in self._records.values():
+                record.changed.add("io")
         if self.lane is not None:
             self._walk(self.lane)
         for hierarchy, sources in self._hierarchies.items():
@@ -311,10 +318,10 @@ class Reader:
         return limit
 
     def _parse(self, part: str, files: Mapping[str, bytes], *, counting: bool) -> Any:
-        if part == "io" and self._versions["io"] == 1:
-            return v1.io(files, counting=counting)
         module = v1 if self._versions[part] == 1 else v2
-        if part in ("cpu", "memory", "io"):
+        if part == "io":
+            return self._names.rename(v1.io(files, counting=counting) if module is v1 else v2.io(files))
+        if part in ("cpu", "memory"):
             return getattr(module, part)(files)
         key = (part, *files.items())  # of the rest there are many alike
         if key not in self._equal:

@@ -78,7 +78,10 @@ class IoDevice(NamedTuple):
 
 
 class IoStats(NamedTuple):
-    """IO by device, ``major:minor``. Sources: v2 io.stat; v1 blkio.throttle.io_*_recursive (falls when a child is removed)."""
+    """IO by device: its number, ``major:minor``; a Reader's by name (nsagent.cgroups.devices).
+
+    Sources: v2 io.stat; v1 blkio.throttle.io_*_recursive (falls when a child is removed).
+    """
 
     devices: Mapping[str, IoDevice] = _NONE
 

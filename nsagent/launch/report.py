@@ -24,7 +24,7 @@ class JobUsage(NamedTuple):
     and of what it waited for (as PID 1: everything); "tasks" is /proc/PID/io of CMD, which has in it all that it waited for.
     `memory_peak_bytes` from "wait" is the peak of the largest process, as `max_rss_bytes` always is. Faults and context
     switches are those of "wait". `run_queue_ns` is how long CMD's first thread was ready and had no CPU. `io_devices` is
-    by major:minor, as the cgroup has it; empty where it counts none. `pressure` is by resource: cpu, memory, io, irq.
+    by the device's name (nsagent.cgroups.devices); empty where it counts none. `pressure` is by resource: cpu, memory, io, irq.
     """
 
     cpu_ns: int | None = None

@@ -16,9 +16,9 @@ def to_json(result: RunResult) -> str:
 
 def to_text(result: RunResult) -> str:
     """Return the report for people."""
-    width = 12
+    width = 11
     lines = [f"job {result.id}: {result.reason}"]
-    lines += [f"  {subject:<{width}}{text}" for subject, text in _rows(result)]
+    lines += [f"  {subject:<{width}} {text}" for subject, text in _rows(result)]
     return "\n".join(lines) + "\n"
 
 

@@ -311,8 +311,8 @@ _FAMILIES: Final[tuple[Family, ...]] = (
         "nsagent_cgroup_io_bytes_total",
         "counter",
         _CG,
-        "Bytes transferred by device; v1 counts no buffered writeback, and from 6.12 on nothing at all (then absent) without a "
-        "throttle rule.",
+        "Bytes transferred by device, such as vda or mapper/vg-root; v1 counts no buffered writeback, and from 6.12 on nothing "
+        "at all (then absent) without a throttle rule.",
         "v2 io.stat; v1 blkio.throttle.io_service_bytes_recursive",
         ("device", "operation"),
         by=_devices("read_bytes", "write_bytes", "discard_bytes"),

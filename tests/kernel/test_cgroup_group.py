@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -38,6 +39,19 @@ while True:
 def layout() -> Layout:
     support.require_root()
     return read_layout()
+
+
+@pytest.fixture
+def loop(tmp_path: Path) -> Iterator[str]:
+    """A block device of our own: before the group, which has what there is counted."""
+    if not os.path.exists("/dev/loop-control") or not shutil.which("losetup"):
+        pytest.skip("no loop devices")
+    (tmp_path / "disk").write_bytes(bytes(2 * MIB))
+    made = subprocess.run(["losetup", "--find", "--show", str(tmp_path / "disk")], capture_output=True, text=True, check=False)
+    if made.returncode:
+        pytest.skip(f"no loop device is to be had: {made.stderr}")
+    yield made.stdout.strip()
+    subprocess.run(["losetup", "--detach", made.stdout.strip()], check=True)
 
 
 @pytest.fixture
@@ -293,6 +307,16 @@ def test_direct_io_is_counted_to_the_byte(group: Group, start: Callable[..., sub
     read = sum(each.read_bytes or 0 for each in io.devices.values())
     assert 4 * MIB <= written < 5 * MIB  # and a few of the filesystem's own blocks
     assert 2 * MIB <= read < 3 * MIB
+
+
+def test_io_goes_by_the_name_of_its_device(loop: str, group: Group, start: Callable[..., subprocess.Popen[str]]) -> None:
+    program = (
+        "import mmap, os, sys\nfd = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECT)\nos.readv(fd, [mmap.mmap(-1, 1 << 20)])\n"
+    )
+    assert start(program, loop).wait() == 0
+    io = group.stats().io
+    assert io
+    assert io.devices[Path(loop).name].read_bytes == MIB
 
 
 def test_out_of_memory_is_an_event(group: Group, start: Callable[..., subprocess.Popen[str]]) -> None:

@@ -91,7 +91,7 @@ def everything() -> report.RunResult:
             usage_ns=10**9, user_ns=9 * 10**8, system_ns=10**8, periods=20, throttled_periods=12, throttled_ns=5 * 10**8
         ),
         memory=MemoryStats(peak_bytes=3 << 20, events={"oom_kill": 2}),
-        io=IoStats({"254:0": IoDevice(read_bytes=8192, write_bytes=512), "254:1": IoDevice(reads=1)}),
+        io=IoStats({"vda": IoDevice(read_bytes=8192, write_bytes=512), "sr0": IoDevice(reads=1), "mapper/a-b": IoDevice(1)}),
         pids=PidsStats(peak=4),
         pressure=PressureStats({"cpu": Pressure(10**8, 0), "io": Pressure(0, 0), "irq": Pressure(None, 5)}),
     )
@@ -107,7 +107,8 @@ def test_everything_is_there() -> None:
         "cpu         1.000 s (user 0.900 s, system 0.100 s, 50% of one CPU, 25% of the 2 it had)",
         "memory      peak 3.0 MiB (largest process 2.0 MiB)",
         "io          read 4.0 KiB, written 0 B (counted by its tasks)",
-        "254:0     read 8.0 KiB, written 512 B (counted by its cgroup)",
+        "vda       read 8.0 KiB, written 512 B (counted by its cgroup)",
+        "\n    mapper/a-b read 1 B, written 0 B (counted by its cgroup)",
         "faults      70 minor, 2 major",
         "switches    11 voluntary, 12 involuntary",
         "run queue   0.250 s",
@@ -121,12 +122,13 @@ def test_everything_is_there() -> None:
         "note        a note",
     ):
         assert line in words, words
-    assert "254:1" not in words
+    assert "sr0" not in words
     parsed = json.loads(text.to_json(done))
     assert parsed["schema"] == report.SCHEMA_VERSION
     usage = parsed["usage"]
     assert (usage["cpu_ns"], usage["cpu_source"], usage["io_read_bytes"], usage["oom_kills"]) == (10**9, "cgroup", 4096, 2)
-    assert usage["io_devices"] == {"254:0": {"read_bytes": 8192, "write_bytes": 512}, "254:1": {"reads": 1}}
+    disks = {"vda": {"read_bytes": 8192, "write_bytes": 512}, "sr0": {"reads": 1}, "mapper/a-b": {"read_bytes": 1}}
+    assert usage["io_devices"] == disks
     assert usage["pressure"]["irq"] == {"stalled_ns": 5}
     assert (parsed["cpus"], parsed["cpu_efficiency"]) == (2.0, 0.25)
     assert parsed["timeline"]["memory_bytes"] == [1 << 20, None]
