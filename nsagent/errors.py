@@ -7,6 +7,8 @@
     ├── ParseError                    a file or message is not of the form it must have
     ├── VanishedError                 a process, namespace or cgroup ended while it was looked at
     ├── LaunchError                   a job could not be started: stage, call, errno, path            exit 125, 126, 127
+    ├── UnknownJobError               no job is called so                                             exit 125
+    │   └── AmbiguousJobError         several are
     └── LoadError                     BPF could not be compiled, loaded or attached; has the log
 
 `OSError` is translated into these once, at the edge of the module that made the call. Library code never prints or exits:
@@ -80,6 +82,14 @@ class LaunchError(NsagentError):
         self.errno = errno
         self.path = path
         self.exit_code = exit_code
+
+
+class UnknownJobError(NsagentError):
+    """No job is called so."""
+
+
+class AmbiguousJobError(UnknownJobError):
+    """Several jobs are called so."""
 
 
 class LoadError(NsagentError):

@@ -145,6 +145,11 @@ class Group:
         """Let them go on."""
         ending.thaw(self.places)
 
+    @property
+    def frozen(self) -> bool:
+        """Whether the kernel says that all its processes stand still."""
+        return ending.is_frozen(self.places)
+
     def kill(self, deadline: float = 10.0) -> None:
         """End every process in it and in its descendants, fork bombs too; from then on none can be forked.
 

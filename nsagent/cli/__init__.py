@@ -22,6 +22,14 @@ from nsagent.errors import NsagentError
 # name -> (module, attribute, help), in the order --help lists them
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "run": ("nsagent.cli.run", "run", "Run a command in namespaces and a cgroup of its own, and report what it used."),
+    "ps": ("nsagent.cli.jobs_show", "ps", "List jobs."),
+    "inspect": ("nsagent.cli.jobs_show", "inspect", "Print all that is known of a job, as JSON."),
+    "wait": ("nsagent.cli.jobs_control", "wait", "Wait until jobs have ended, and end as they have."),
+    "stop": ("nsagent.cli.jobs_control", "stop", "End jobs: SIGTERM, later SIGKILL."),
+    "kill": ("nsagent.cli.jobs_control", "kill", "Send jobs a signal."),
+    "pause": ("nsagent.cli.jobs_control", "pause", "Stop all processes of jobs where they are."),
+    "resume": ("nsagent.cli.jobs_control", "resume", "Let paused jobs go on."),
+    "rm": ("nsagent.cli.jobs_control", "rm", "Forget jobs that ended."),
     "unshare": ("nsagent.cli.unshare", "unshare", "Run a command after unshare(2) of the namespaces named."),
     "agent": ("nsagent.cli.agent", "agent", "Account every namespace and cgroup of this node, and serve the metrics."),
     "metrics": ("nsagent.cli.metrics", "metrics", "Print one scrape of the running agent."),

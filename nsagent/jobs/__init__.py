@@ -1,9 +1,10 @@
-"""The registry of launched jobs: files only, no launching. `record` is one of them, `live` and `ended` are where."""
+"""The registry of launched jobs: files only. `record` is one of them, `live` and `ended` are where, `lookup` finds it."""
 
 from __future__ import annotations
 
 from nsagent.jobs.ended import KEEP, read_ended
 from nsagent.jobs.live import JobFile, abandoned, create, read_live, remove_stale
+from nsagent.jobs.lookup import find
 from nsagent.jobs.record import JobRecord, check_state_dir, default_state_dir, new_id
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "check_state_dir",
     "create",
     "default_state_dir",
+    "find",
     "new_id",
     "read_ended",
     "read_live",

@@ -67,8 +67,12 @@ def check_state_dir(state_dir: str) -> None:
 
 def new_id(name: str) -> str:
     """Return an id for a job called `name`: safe as a file's and as a cgroup's name, and no other job's."""
-    word = re.sub(r"[^A-Za-z0-9_.-]+", "_", name).strip(".-")[:48] or "job"
-    return f"{word}-{os.urandom(4).hex()}"
+    return f"{stem(name)}-{os.urandom(4).hex()}"
+
+
+def stem(name: str) -> str:
+    """Return the part of an id that comes of the job's name."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", name).strip(".-")[:48] or "job"
 
 
 def parse(fd: int, path: str) -> JobRecord:

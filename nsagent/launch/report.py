@@ -96,11 +96,16 @@ def _known(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None and value != {}}
 
 
-def to_dict(result: RunResult) -> dict[str, Any]:
-    """Return the result as JSON has it: `schema`, then the fields by name, None left out."""
-    usage = result.usage._asdict()
+def usage_to_dict(found: JobUsage) -> dict[str, Any]:
+    """Return a usage as JSON has it: what nobody reported is left out."""
+    usage = found._asdict()
     for field_name in ("io_devices", "pressure"):
         usage[field_name] = {key: _known(each._asdict()) for key, each in usage[field_name].items()}
+    return _known(usage)
+
+
+def to_dict(result: RunResult) -> dict[str, Any]:
+    """Return the result as JSON has it: `schema`, then the fields by name, None left out."""
     efficiency = result.cpu_efficiency
     return {
         "schema": SCHEMA_VERSION,
@@ -116,7 +121,7 @@ def to_dict(result: RunResult) -> dict[str, Any]:
         "cgroup": result.cgroup,
         "namespaces": {kind: _known(ref._asdict()) for kind, ref in result.namespaces.items()},
         **_known({"cpus": result.cpus, "cpu_efficiency": None if efficiency is None else round(efficiency, 4)}),
-        "usage": _known(usage),
+        "usage": usage_to_dict(result.usage),
         **({} if result.timeline is None else {"timeline": result.timeline._asdict()}),
         "notes": list(result.notes),
     }

@@ -28,6 +28,8 @@ _FORWARDED: Final = (
     | HARMLESS
     | frozenset(range(signal.SIGRTMIN, signal.SIGRTMAX + 1))
 )
+PASSED_ON: Final = _FORWARDED - STOPPING  # what a launcher gives CMD when it is sent it itself, and nothing more
+
 _RECORD: Final = struct.Struct("=IiiI112x")  # struct signalfd_siginfo: signo, errno, code, pid
 _SI_KERNEL: Final = 0x80
 

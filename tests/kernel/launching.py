@@ -48,6 +48,18 @@ class Jobs:
         done = subprocess.run(argv, capture_output=True, text=True, timeout=timeout, check=False, **given, **popen)
         return Done(name, done.returncode, done.stdout, done.stderr, self.report(name))
 
+    def start(self, *args: str, **popen: Any) -> tuple[str, subprocess.Popen[str]]:
+        """Start a job whose CMD prints ``ready`` when it is, and wait for that."""
+        name, argv = self.argv(*args)
+        process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **popen)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        return name, process
+
+    def command(self, name: str, *args: str, **run: Any) -> subprocess.CompletedProcess[str]:
+        """Run a command about jobs, such as ``ps``, in the same state directory."""
+        return support.run_nsagent(name, "--state-dir", str(self.state), *args, **run)
+
     def report(self, name: str) -> dict[str, Any]:
         """Return the report of a job that ended."""
         path = self._directory / f"{name}.json"

@@ -26,15 +26,6 @@ def ready(tmp_path: Path) -> str:
     return str(tmp_path / "ready")
 
 
-def started(jobs: Jobs, *args: str, **popen: object) -> tuple[str, subprocess.Popen[str]]:
-    """Start a job whose CMD prints a line when it is ready, and wait for that line."""
-    name, argv = jobs.argv(*args)
-    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **popen)  # type: ignore[call-overload]
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    return name, process
-
-
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
     out, _ = process.communicate(timeout=30)
     return process.returncode, out
@@ -100,7 +91,7 @@ def test_impossible_words_get_one_line_and_a_hint(jobs: Jobs, args: list[str], c
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
 def test_a_signal_that_pid_one_does_not_handle_ends_the_job(jobs: Jobs, number: int, code: int, ready: str) -> None:
-    name, process = started(jobs, "--", "sh", "-c", f"sleep 1000 & exec tail -f {ready}")
+    name, process = jobs.start("--", "sh", "-c", f"sleep 1000 & exec tail -f {ready}")
     process.send_signal(number)
     assert finish(process)[0] == code
     assert jobs.report(name)["outcome"] == "signal"
@@ -109,7 +100,7 @@ def test_a_signal_that_pid_one_does_not_handle_ends_the_job(jobs: Jobs, number: 
 
 def test_a_handled_signal_is_passed_on_once(jobs: Jobs) -> None:
     script = 'trap "echo got" USR1; trap "exit 9" TERM; echo ready; while :; do sleep 0.05; done'
-    _, process = started(jobs, "--", "sh", "-c", script)
+    _, process = jobs.start("--", "sh", "-c", script)
     process.send_signal(signal.SIGUSR1)
     assert process.stdout is not None
     assert process.stdout.readline() == "got\n"
@@ -118,7 +109,7 @@ def test_a_handled_signal_is_passed_on_once(jobs: Jobs) -> None:
 
 
 def test_an_ignored_signal_changes_nothing(jobs: Jobs) -> None:
-    _, process = started(jobs, "--", "sh", "-c", 'trap "" INT; echo ready; read line; exit 4', stdin=subprocess.PIPE)
+    _, process = jobs.start("--", "sh", "-c", 'trap "" INT; echo ready; read line; exit 4', stdin=subprocess.PIPE)
     process.send_signal(signal.SIGINT)
     support.wait_for(lambda: "State:\tS" in Path(f"/proc/{process.pid}/status").read_text())
     assert process.poll() is None
@@ -134,7 +125,7 @@ def test_cmd_killed_by_a_signal(jobs: Jobs, more: list[str]) -> None:
     if more:  # a PID 1 cannot kill itself
         done = jobs.run(*more, "--", "python3", "-c", script)
     else:
-        _, process = started(jobs, "--", "sh", "-c", "echo ready; exec sleep 1000")
+        _, process = jobs.start("--", "sh", "-c", "echo ready; exec sleep 1000")
         (record,) = jobs.registered()
         os.kill(record["pid"], signal.SIGKILL)
         assert finish(process)[0] == 137
@@ -169,10 +160,10 @@ def test_init_reaps_and_forwards(jobs: Jobs, ready: str) -> None:
     assert int(pid) > 1
     assert comm == "nsagent-init"
     assert int(descriptors) <= 6
-    _, process = started(jobs, "--init", "--", "sh", "-c", 'trap "exit 8" TERM; echo ready; while :; do sleep 0.05; done')
+    _, process = jobs.start("--init", "--", "sh", "-c", 'trap "exit 8" TERM; echo ready; while :; do sleep 0.05; done')
     process.send_signal(signal.SIGTERM)
     assert finish(process)[0] == 8
-    _, process = started(jobs, "--init", "--", "tail", "-f", ready)
+    _, process = jobs.start("--init", "--", "tail", "-f", ready)
     process.send_signal(signal.SIGINT)
     assert finish(process)[0] == 130
     zombies = "for i in 1 2 3 4 5; do (sleep 0 &) ; done; sleep 0.3; cat /proc/[0-9]*/stat | grep -c ' Z ' || true"

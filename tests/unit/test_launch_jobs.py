@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from nsagent import jobs
-from nsagent.errors import AccessError
+from nsagent.errors import AccessError, AmbiguousJobError, UnknownJobError
+from nsagent.jobs import lookup
 from tests.support import require_root, wait_for
 
 
@@ -186,3 +187,72 @@ def test_a_state_directory_that_is_a_file(tmp_path: Path) -> None:
     assert list(jobs.abandoned(str(tmp_path / "state"))) == []
     with pytest.raises(AccessError):
         jobs.create(str(tmp_path / "state"), record())
+
+
+def ended(state: Path, name: str, end: float) -> str:
+    job = jobs.create(str(state), record(name))
+    job.finish(end=end, outcome="success", exit_code=0)
+    return job.record.id
+
+
+def test_a_job_is_found_by_what_people_call_it(tmp_path: Path) -> None:
+    state = str(tmp_path)
+    older, newer = ended(tmp_path, "make", 1.0), ended(tmp_path, "make", 2.0)
+    other = ended(tmp_path, "make all!", 3.0)
+    assert jobs.find(state, older).id == older
+    assert jobs.find(state, "make").id == newer
+    assert jobs.find(state, "make all!").id == other
+    assert jobs.find(state, "make_a").id == other
+    assert jobs.find(state, newer[:-1]).id == newer
+    running = jobs.create(state, record("make"))
+    assert jobs.find(state, "make").id == running.record.id
+    second = jobs.create(state, record("make"))
+    with pytest.raises(AmbiguousJobError, match="2 jobs called 'make' run"):
+        jobs.find(state, "make")
+    with pytest.raises(AmbiguousJobError, match="ids that begin with 'mak'"):
+        jobs.find(state, "mak")
+    running.release()
+    second.release()
+
+
+@pytest.mark.parametrize("word", ["", "nosuch", "make/../make", "*", "make-"])
+def test_an_unknown_job_is_named_and_has_a_hint(tmp_path: Path, word: str) -> None:
+    ended(tmp_path, "make", 1.0)
+    ended(tmp_path, "make", 1.0)
+    with pytest.raises(UnknownJobError) as caught:
+        jobs.find(str(tmp_path), word)
+    assert caught.value.exit_code == 125
+    assert caught.value.hint
+
+
+def test_who_waits_wakes_at_the_end_and_not_at_a_change(tmp_path: Path) -> None:
+    state = str(tmp_path)
+    job = jobs.create(state, record())
+    job_id = job.record.id
+    reading, writing = os.pipe()
+    waiter = os.fork()
+    if waiter == 0:
+        os.close(job.fd)  # the lock is the launcher's
+        os.write(writing, b"w")
+        found = lookup.wait_end(state, job_id)
+        os._exit(7 if found and found.exit_code == 3 else 1)
+    assert os.read(reading, 1) == b"w"
+    for pid in range(1, 50):
+        job.update(pid=pid)
+        assert lookup.is_held(state, job_id)
+    assert lookup.wait_end(state, job_id, 0.01) is None
+    assert os.waitpid(waiter, os.WNOHANG) == (0, 0)
+    job.finish(end=2.0, outcome="failure", exit_code=3)
+    assert os.waitstatus_to_exitcode(os.waitpid(waiter, 0)[1]) == 7
+    assert not lookup.is_held(state, job_id)
+    for fd in (reading, writing):
+        os.close(fd)
+
+
+def test_waiting_for_a_job_whose_launcher_was_killed_ends(tmp_path: Path) -> None:
+    job = jobs.create(str(tmp_path), record())
+    job.release()
+    assert lookup.wait_end(str(tmp_path), job.record.id) is None
+    assert lookup.launcher_pidfd(str(tmp_path), job.record) is None
+    with pytest.raises(UnknownJobError):
+        lookup.wait_end(str(tmp_path), "gone-00000000")

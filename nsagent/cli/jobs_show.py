@@ -1,0 +1,93 @@
+"""`nsagent ps` and `nsagent inspect`: the jobs that run and those that ended."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+import time
+from typing import Any, Final
+
+import click
+
+from nsagent import jobs
+from nsagent.cgroups.layout import Layout, read_layout
+from nsagent.cli.jobs import EXIT_CODES, state_dir_option, swept
+from nsagent.cli.ns_text import shorten, table
+from nsagent.jobs.record import JobRecord
+from nsagent.launch import control
+
+_HEAD: Final = ("JOB", "STATE", "CODE", "PID", "STARTED", "RAN", "COMMAND")
+
+
+@click.command(
+    epilog=f"""\
+{EXIT_CODES}
+
+Examples:
+  nsagent ps                        the jobs that run
+  nsagent ps -a                     and those that ended, the newest 1,000
+  nsagent ps -a --json              all that is known of them but their reports"""
+)
+@click.option("-a", "--all", "everything", is_flag=True, help="Also jobs that ended.")
+@click.option("-q", "--quiet", is_flag=True, help="Ids only.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+@state_dir_option
+def ps(everything: bool, quiet: bool, as_json: bool, state_dir: str | None) -> None:
+    """List jobs, the oldest first."""
+    directory = swept(state_dir)
+    layout = read_layout()
+    found = {job.id: job for job in jobs.read_live(directory)}
+    if everything:  # read last: what ended meanwhile is shown as ended
+        found |= {job.id: job for job in jobs.read_ended(directory)}
+    listed = sorted(found.values(), key=lambda job: job.start)
+    if quiet:
+        click.echo("".join(f"{job.id}\n" for job in listed), nl=False)
+    elif as_json:
+        click.echo(json.dumps([document(job, layout, report=False) for job in listed], indent=2))
+    else:
+        table(_HEAD, [_row(job, layout) for job in listed])
+
+
+@click.command(
+    epilog=f"""\
+{EXIT_CODES}
+
+Examples:
+  nsagent inspect nightly                           a running job has its usage so far, one that ended its report
+  nsagent inspect nightly | jq .report.usage.cpu_ns"""
+)
+@click.argument("job")
+@state_dir_option
+def inspect(job: str, state_dir: str | None) -> None:
+    """Print all that is known of a job, as JSON."""
+    directory = swept(state_dir)
+    click.echo(json.dumps(document(jobs.find(directory, job), read_layout(), report=True), indent=2))
+
+
+def document(job: JobRecord, layout: Layout, *, report: bool) -> dict[str, Any]:
+    """Return a job as JSON has it (docs/jobs.md): what is not known is left out."""
+    known = {key: value for key, value in dataclasses.asdict(job).items() if value is not None}
+    for field in ("given", *(() if report and job.report else ("report",))):
+        known.pop(field, None)
+    known["state"] = control.state(job, layout)
+    if report and job.end is None and (usage := control.usage(job, layout)):
+        known["usage"] = usage
+    return known
+
+
+def _row(job: JobRecord, layout: Layout) -> tuple[object, ...]:
+    wall_ns = job.report.get("wall_ns")
+    ran_s = time.time() - job.start if job.end is None else (wall_ns / 1e9 if isinstance(wall_ns, int) else job.end - job.start)
+    started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job.start))
+    pid = None if job.end is not None else job.pid
+    command = shorten(shlex.join(job.command))
+    return job.id, control.state(job, layout), job.exit_code, pid, started, _duration(max(ran_s, 0.0)), command
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.3g}s" if seconds < 10 else f"{seconds:.0f}s"
+    minutes, left = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{left:02}s"
