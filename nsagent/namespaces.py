@@ -167,6 +167,14 @@ def _ns_id(fd: int) -> int:
     return int(struct.unpack("=Q", answer)[0]) & 0xFFFFFFFF
 
 
+def kind_of(fd: int) -> NamespaceKind | None:
+    """Return which kind of namespace a descriptor stands for; None where it is no namespace."""
+    try:
+        return KIND_OF_FLAG.get(fcntl.ioctl(fd, _NS_GET_NSTYPE))
+    except OSError:
+        return None
+
+
 def identify(target: int | str) -> NamespaceId:
     """Return the identity of the namespace behind a descriptor or a path such as /proc/1/ns/net or /run/netns/blue.
 

@@ -8,14 +8,13 @@ from typing import Any, Final
 
 import click
 
-from nsagent import jobs, namespaces
+from nsagent import jobs
 from nsagent.cgroups.limits import Limits
-from nsagent.cli import isolation
+from nsagent.cli import entering, isolation
 from nsagent.cli.run_output import Output
 from nsagent.launch import quantities
 from nsagent.launch.spec import RunSpec, read_capabilities
 
-DEFAULT_ISOLATE: Final = "cgroup,ipc,mnt,pid,uts"
 EPILOG: Final = """\
 Exit codes: the command's own; 128+N when signal N ended it (out of memory: 137); 124 timeout; 125 nsagent could not
 do it; 126 the command cannot be executed; 127 it was not found; 2 the command line is wrong.
@@ -25,6 +24,8 @@ Examples:
   nsagent run --cpus 0.5 --memory 256M --pids 100 -- ./server    limits
   nsagent run --isolate all -- sh -c 'id; echo $$'               root of a user namespace, and PID 1
   nsagent run --rootfs ./debian --read-only -v ./in:/in:ro -v ./out:/out --tmpfs /tmp -- /in/build
+  nsagent run --join net:blue --join ipc:4242 -- ./client        in namespaces of others: of `ip netns`, of a process
+  nsagent run --net none --clock-offset boottime:7d -- uptime    a network of its own; up for a week more
   nsagent run --timeout 10m --report json --report-file r.json -- ./nightly
   nsagent run --sample 100ms --cpu-timeout 1h -- ./train         CPU and memory over time; an end after an hour of CPU
   nsagent run --report textfile:/var/lib/node_exporter --push http://127.0.0.1:9091 -- ./backup
@@ -38,8 +39,8 @@ def _option(name: str, metavar: str, help_text: str, **more: Any) -> Callable[[A
 
 
 @click.command(epilog=EPILOG, context_settings={"allow_interspersed_args": False})
-@_option("isolate", "LIST", f"New namespaces, of {' '.join(namespaces.KINDS)}; or all, or none.", default=DEFAULT_ISOLATE)
 @_option("name", "NAME", "Name of the job.  [default: base name of CMD]")
+@entering.options
 @_option("hostname", "NAME", "Host name inside.")
 @_option("workdir", "DIR", "Directory to start in.  [default: this one]")
 @_option("env", "NAME[=VALUE]", "Set a variable, or pass one on; may be repeated.", multiple=True)
@@ -97,7 +98,7 @@ def make_spec(argv: tuple[str, ...], words: dict[str, Any]) -> RunSpec:
     return RunSpec(
         argv=argv or (os.environ.get("SHELL") or "/bin/sh",),
         name=words["name"] or "",
-        isolate=namespaces.parse_kinds(words["isolate"]),
+        **entering.make_namespaces(words),
         limits=make_limits(words),
         filesystem=isolation.make_filesystem(words),
         security=isolation.make_security(words),

@@ -13,6 +13,7 @@ from typing import NamedTuple, NoReturn
 from nsagent import libc
 from nsagent.launch import mounts
 from nsagent.launch.confine import Confinement, confine, drop_bounding
+from nsagent.launch.entry import Entry, enter
 from nsagent.launch.execute import Command, execute
 from nsagent.launch.handshake import Failed, Ready, Step, encode, send
 from nsagent.launch.identity import Identity, become_maker, become_user
@@ -29,6 +30,7 @@ class ChildPlan(NamedTuple):
     release: int
     parents: tuple[int, ...]
     tasks: tuple[int, ...]  # descriptors of `tasks` in each v1 hierarchy
+    entry: Entry | None = None
     new_cgroup_namespace: bool = False
     mounts: MountPlan | None = None
     loopback: bool = False
@@ -39,12 +41,18 @@ class ChildPlan(NamedTuple):
     init: bool = False
     confinement: Confinement = Confinement(-1, no_new_privileges=False)
     hidden: bool = False  # from other processes of the job until execve, an init for good; not where our ids are mapped
+    foreign_root: bool = False  # not the host's
 
 
 def run(plan: ChildPlan) -> NoReturn:
     """Become CMD as `plan` says, or report why not and exit with 125. Call it in the child of `clone3`, first thing."""
     step = Step()
     try:
+        _take_place(plan, step)
+        if plan.entry is not None:
+            if plan.hidden:  # from those who are in the namespaces already
+                _hide(step)
+            enter(plan.entry, step)
         _prepare(plan, step)
         if plan.init:
             run_under_init(plan.command, plan.channel, step)
@@ -57,7 +65,7 @@ def run(plan: ChildPlan) -> NoReturn:
         os._exit(125)
 
 
-def _prepare(plan: ChildPlan, step: Step) -> None:
+def _take_place(plan: ChildPlan, step: Step) -> None:
     # First of all the copies of the launcher's descriptors: while one of the job's file is open, the lock is held, and
     # a sweep after the launcher's death would take the job for a living one.
     for fd in plan.parents:
@@ -68,6 +76,15 @@ def _prepare(plan: ChildPlan, step: Step) -> None:
         step("cgroup", "write", os.readlink(f"/proc/self/fd/{fd}"))
         os.write(fd, b"0")
         os.close(fd)
+
+
+def _hide(step: Step) -> None:
+    """Be not to be looked into: /proc/PID/exe is the interpreter, a file of the host's (proc_pid_exe(5), ptrace(2))."""
+    step("hide", "prctl(PR_SET_DUMPABLE)")
+    libc.prctl(libc.PR_SET_DUMPABLE, 0)
+
+
+def _prepare(plan: ChildPlan, step: Step) -> None:
     if plan.new_cgroup_namespace:  # after the placement: its root is the cgroup the caller is in at this moment
         step("cgroup", "unshare(CLONE_NEWCGROUP)")
         libc.unshare(libc.CLONE_NEWCGROUP)
@@ -76,9 +93,8 @@ def _prepare(plan: ChildPlan, step: Step) -> None:
     step("handshake", "read")
     if not os.read(plan.release, 1):
         os._exit(125)  # the launcher died
-    if plan.hidden:  # /proc/PID/exe is the interpreter, a file of the host's; ours not to dump (proc_pid_exe(5), ptrace(2))
-        step("hide", "prctl(PR_SET_DUMPABLE)")
-        libc.prctl(libc.PR_SET_DUMPABLE, 0)
+    if plan.hidden:
+        _hide(step)
     sources = None
     if plan.mounts is not None:  # while it may still read what its caller may
         sources = mounts.open_sources(plan.mounts, step)
@@ -100,7 +116,7 @@ def _prepare(plan: ChildPlan, step: Step) -> None:
             _die_with_parent(plan, step)
     if plan.workdir:
         step("directory", "chdir", plan.workdir)
-        if plan.mounts is not None and plan.mounts.root:  # not by /proc/self/fd to where a descriptor of ours leads
+        if plan.foreign_root:  # not by /proc/self/fd to where a descriptor of ours leads
             os.fchdir(libc.openat2(libc.AT_FDCWD, plan.workdir, os.O_PATH | os.O_DIRECTORY, libc.RESOLVE_NO_MAGICLINKS))
         else:
             os.chdir(plan.workdir)

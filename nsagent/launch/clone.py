@@ -41,10 +41,10 @@ class _CloneArgs(ctypes.Structure):
     ]
 
 
-def clone3(flags: int, cgroup_fd: int | None = None) -> tuple[int, int]:
+def clone3(flags: int, cgroup_fd: int | None = None, *, sibling: bool = False) -> tuple[int, int]:
     """Fork with `flags` (CLONE_NEW*), into the v2 cgroup behind `cgroup_fd`. Return (pid, pidfd); in the child (0, -1).
 
-    The pidfd is close-on-exec.
+    The pidfd is close-on-exec. `sibling`: the child is one of the caller's parent (CLONE_PARENT), which waits for it.
 
     Raises: OSError. EPERM: no CAP_SYS_ADMIN, or user namespaces are forbidden. ENOSYS: kernel before 5.3, or a seccomp
     filter (as docker's) hides clone3. ENOSPC: a limit of /proc/sys/user or the depth of 32. EINVAL: a kind this kernel
@@ -53,9 +53,12 @@ def clone3(flags: int, cgroup_fd: int | None = None) -> tuple[int, int]:
     number = libc.syscall_number("clone3")
     pidfd = ctypes.c_int(-1)
     args = _CloneArgs(
-        flags=flags | libc.CLONE_PIDFD | (0 if cgroup_fd is None else libc.CLONE_INTO_CGROUP),
+        flags=flags
+        | libc.CLONE_PIDFD
+        | (0 if cgroup_fd is None else libc.CLONE_INTO_CGROUP)
+        | (libc.CLONE_PARENT if sibling else 0),
         pidfd=ctypes.addressof(pidfd),
-        exit_signal=signal.SIGCHLD,
+        exit_signal=0 if sibling else signal.SIGCHLD,  # of a sibling: as that of the caller, another one is EINVAL
         cgroup=cgroup_fd or 0,
     )
     buffer, size, call = ctypes.byref(args), ctypes.c_size_t(ctypes.sizeof(args)), ctypes.c_long(number)

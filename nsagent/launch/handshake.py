@@ -16,6 +16,9 @@
                       <------- end of file -------- execve closed the channel: CMD runs
                       <---------- ended ----------- only with --init: the wait status of CMD
 
+Where namespaces are joined or clocks set (nsagent.launch.entry), the child of the clone3 is a process in between: after
+`tasks` it does that, makes the child proper as one of the launcher's, tells its pid on a pipe of its own, and ends.
+
 A launcher that dies closes its end of the release: the child reads end of file there and exits before CMD ran. The
 channel is close-on-exec, so success needs no message. A message is a length (2 bytes, native order) and that many
 bytes; one write of at most PIPE_BUF bytes, hence never torn between writers (pipe(7)).

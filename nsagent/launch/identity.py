@@ -9,7 +9,8 @@ from nsagent.launch.handshake import Step
 
 
 class Identity(NamedTuple):
-    """`maker`: (uid, gid) in a new user namespace that make the job: 0 where it is mapped. `set_groups`: is setgroups(2) allowed.
+    """`maker`: (uid, gid) in a user namespace that make the job: 0 where it is mapped. `set_groups`: is setgroups(2) allowed,
+    as far as is known: of a namespace that was `joined` it is not.
 
     `user`: (uid, gid, supplementary groups) that CMD has in the end; None for those that are there.
     """
@@ -17,6 +18,7 @@ class Identity(NamedTuple):
     maker: tuple[int, int] | None = None
     set_groups: bool = True
     user: tuple[int, int, tuple[int, ...]] | None = None
+    joined: bool = False
 
 
 def become_maker(plan: Identity, step: Step) -> None:
@@ -25,9 +27,17 @@ def become_maker(plan: Identity, step: Step) -> None:
         uid, gid = plan.maker
         step("ids", "setresuid", f"{uid}:{gid}")
         if plan.set_groups:
-            os.setgroups([])
+            _drop_groups(plan.joined)
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)
+
+
+def _drop_groups(may_fail: bool) -> None:
+    try:
+        os.setgroups([])
+    except PermissionError:  # its /proc/PID/setgroups says "deny"
+        if not may_fail:
+            raise
 
 
 def become_user(plan: Identity, step: Step) -> None:

@@ -9,6 +9,7 @@ later.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import os
 import signal
@@ -19,7 +20,7 @@ from nsagent import jobs
 from nsagent.cgroups.group import Group
 from nsagent.cgroups.layout import Layout, read_layout
 from nsagent.errors import AccessError, LaunchError, NsagentError, UnsupportedError, VanishedError
-from nsagent.launch import child, idmaps, measure
+from nsagent.launch import child, idmaps, joining, measure, prepare
 from nsagent.launch.clone import clone3
 from nsagent.launch.handshake import RELEASE
 from nsagent.launch.orphans import Orphans
@@ -198,35 +199,41 @@ class _Launch:
             self._group.remove()
 
     def _run_child(self, layout: Layout) -> tuple[Ending, int, int, JobUsage]:
-        spec = self._spec
+        joins = joining.open_all(self._spec.join)
+        spec = self._spec = dataclasses.replace(self._spec, join=tuple(join for join, _ in joins))
         channel, channel_child = os.pipe()
         release_child, release = os.pipe()
         maps = id_maps(spec)
+        born, born_child = os.pipe()
+        entry = prepare.entry(spec, joins, born_child)
         plan = child_plan(
             spec,
             layout,
             maps,
             channel=channel_child,
             release=release_child,
-            parents=(channel, release, self._inbox.fd, self._job.fd),
+            parents=(channel, release, born, self._inbox.fd, self._job.fd),
             tasks=tuple(self._group.attach_fds()) if self._group else (),
             ignored=self._inbox.ignored,
             state_dir=self._state_dir,
             notes=self._notes,
+            entry=entry,
         )
         started = time.monotonic_ns()
         try:
-            pid, pidfd = _clone(spec, self._group.v2_fd if self._group else None)
+            pid, pidfd = _clone(spec, self._group.v2_fd if self._group else None, entry is not None)
             if pid == 0:
                 child.run(plan)
         except BaseException:
-            _close([channel, release])
+            _close([channel, release, born])
             raise
         finally:
-            _close([channel_child, release_child])
+            _close([channel_child, release_child, born_child, *(fd for _, fd in joins)])
             if self._group is not None:
                 self._group.close()
         try:
+            if entry is not None:
+                pid, pidfd = _adopt(pid, pidfd, born)
             supervisor = Supervisor(
                 pid,
                 pidfd,
@@ -252,7 +259,7 @@ class _Launch:
             raise
         finally:
             _, status, rusage = os.wait4(pid, 0)
-            _close([channel, release, pidfd])
+            _close([channel, release, born, pidfd])
         return ending, status, wall_ns, measure.waited_usage(rusage, io, run_queue_ns)
 
     @contextlib.contextmanager
@@ -280,7 +287,7 @@ class _Launch:
 
     def _register(self, pid: int) -> None:
         try:
-            self._namespaces = measure.read_namespaces(pid)
+            self._namespaces = measure.read_namespaces(pid, self._spec.joined)
         except VanishedError as exc:
             raise LaunchError("the child was killed before it ran CMD", stage="handshake") from exc
         inums = {kind: ref.inum for kind, ref in self._namespaces.items()}
@@ -313,10 +320,23 @@ def _close(fds: list[int]) -> None:
         os.close(fd)
 
 
-def _clone(spec: RunSpec, cgroup_fd: int | None) -> tuple[int, int]:
-    """clone3 as `spec` says; its refusals in words."""
+def _adopt(pid: int, pidfd: int, born: int) -> tuple[int, int]:
+    """Return (pid, pidfd) of the child that the process in between has made; its own where it made none, and will tell why.
+
+    Nobody but us waits for the child, so that its pid is nobody else's.
+    """
+    text = os.read(born, 32)
+    if not text:
+        return pid, pidfd
+    os.waitpid(pid, 0)
+    os.close(pidfd)
+    return int(text), os.pidfd_open(int(text))
+
+
+def _clone(spec: RunSpec, cgroup_fd: int | None, in_between: bool) -> tuple[int, int]:
+    """clone3 as `spec` says, or of a process in between, which makes no namespace; its refusals in words."""
     try:
-        return clone3(spec.clone_flags, cgroup_fd)
+        return clone3(0 if in_between else spec.clone_flags, cgroup_fd)
     except OSError as exc:
         kinds = ",".join(sorted(spec.isolate)) or "no new namespace"
         what = f"clone3 ({kinds})"

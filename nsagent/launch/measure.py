@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import os
 import resource
+from collections.abc import Container
 
 from nsagent import namespaces
 from nsagent.cgroups.limits import Limits, parse_cpus
 from nsagent.cgroups.stats import CgroupStats
 from nsagent.launch.report import JobUsage, NamespaceRef
+from nsagent.namespaces import NamespaceKind
 
 _UNPLACED_NS = 50_000_000  # of CPU before a child is in its cgroup, with room for a slow machine
 
 
-def read_namespaces(pid: int) -> dict[str, NamespaceRef]:
-    """Return each namespace of `pid` by kind; `new` where it is not the caller's own. Raises VanishedError if it ended."""
+def read_namespaces(pid: int, joined: Container[NamespaceKind] = ()) -> dict[str, NamespaceRef]:
+    """Return each namespace of `pid` by kind; `new` where it is neither the caller's own nor `joined`.
+
+    Raises VanishedError if it ended.
+    """
     ours = namespaces.read_inums("self")
     return {
-        str(kind): NamespaceRef(found.inum, found.id or None, found.inum != ours.get(kind))
+        str(kind): NamespaceRef(found.inum, found.id or None, found.inum != ours.get(kind) and kind not in joined, kind in joined)
         for kind, found in namespaces.of_process(pid).items()
     }
 

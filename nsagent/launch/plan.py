@@ -16,9 +16,11 @@ from nsagent.namespaces import KINDS, NamespaceKind
 def describe(spec: RunSpec, layout: Layout, parent: str = "") -> str:
     """Return the plan of `spec` for people, a line a subject. Raises UnsupportedError for a limit this host has not."""
     made = [kind for kind in KINDS if kind in spec.isolate]
-    shared = [kind for kind in KINDS if kind not in spec.isolate]
+    shared = [kind for kind in KINDS if kind not in spec.isolate | spec.joined]
     rows = [("command", shlex.join(spec.argv)), ("name", spec.name)]
     rows.append(("namespaces", f"new: {' '.join(made) or 'none'}; of this process: {' '.join(shared) or 'none'}"))
+    rows += [("joined", f"{each.kind}: {each.path}") for each in spec.join]
+    rows += [("clock", f"{each.clock}: {each.offset_ns / 1e9:+g} s") for each in spec.clock_offsets]
     if maps := id_maps(spec):
         rows.append(("ids", maps.describe()))
     if spec.user:

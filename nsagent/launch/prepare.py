@@ -9,9 +9,11 @@ from nsagent.errors import AccessError, LaunchError, UnsupportedError
 from nsagent.launch import idmaps, seccomp, users
 from nsagent.launch.child import ChildPlan
 from nsagent.launch.confine import Confinement
+from nsagent.launch.entry import Entry
 from nsagent.launch.execute import Command
 from nsagent.launch.identity import Identity
 from nsagent.launch.idmaps import Extent, IdMaps, has
+from nsagent.launch.joining import Join, timens_offsets
 from nsagent.launch.kernelfs import Hierarchy, KernelPlan
 from nsagent.launch.mounts import MountPlan
 from nsagent.launch.security import ALL, describe
@@ -32,6 +34,7 @@ def child_plan(
     ignored: frozenset[int],
     state_dir: str,
     notes: list[str],
+    entry: Entry | None = None,
 ) -> ChildPlan:
     """Return what the child of `spec` does; the descriptors and `ignored` are those of ChildPlan and Command.
 
@@ -46,6 +49,7 @@ def child_plan(
         release=release,
         parents=parents,
         tasks=tasks,
+        entry=entry,
         new_cgroup_namespace=NamespaceKind.CGROUP in spec.isolate,
         mounts=mount_plan(spec, layout, maps) if NamespaceKind.MNT in spec.isolate else None,
         loopback=NamespaceKind.NET in spec.isolate,
@@ -55,13 +59,22 @@ def child_plan(
         init=spec.init,
         confinement=confinement(spec, state_dir, notes),
         hidden=os.geteuid() == 0,
+        foreign_root=spec.foreign_root,
     )
+
+
+def entry(spec: RunSpec, joins: tuple[tuple[Join, int], ...], born: int) -> Entry | None:
+    """Return what the process in between does, where one is needed; `joins` are opened, `born` is where it tells a pid."""
+    if not joins and not spec.clock_offsets:
+        return None
+    unshared = sum(k.flag for k in spec.isolate & {NamespaceKind.USER, NamespaceKind.TIME}) if spec.clock_offsets else 0
+    return Entry(joins, spec.clone_flags & ~unshared, born, unshared, timens_offsets(spec.clock_offsets))
 
 
 def confinement(spec: RunSpec, state_dir: str, notes: list[str]) -> Confinement:
     """Return what is taken from CMD. Raises AccessError for a capability that was asked for and is not to be had."""
     security = spec.security
-    if security.cap_add not in (0, ALL) and NamespaceKind.USER not in spec.isolate:
+    if security.cap_add not in (0, ALL) and not spec.foreign_user:
         lacking = security.cap_add & ~read_capabilities()
         if lacking:
             raise AccessError(
@@ -95,10 +108,12 @@ def identity(spec: RunSpec, maps: IdMaps | None, user: User | None) -> Identity:
             stage="user",
             hint="--map-uid and --map-gid map it; an ordinary user has more than one id with newuidmap and /etc/subuid",
         )
+    joined = NamespaceKind.USER in spec.joined
     return Identity(
-        maker=maps and (_lowest(maps.uids), _lowest(maps.gids)),
+        maker=(0, 0) if joined else maps and (_lowest(maps.uids), _lowest(maps.gids)),
         set_groups=maps is None or maps.setgroups,
         user=None if user is None else (user.uid, user.gid, tuple(g for g in user.groups if maps is None or has(maps.gids, g))),
+        joined=joined,
     )
 
 
@@ -112,7 +127,7 @@ def command(spec: RunSpec, ignored: frozenset[int], user: User | None) -> Comman
     if user is not None and "HOME" not in dict(spec.env):
         environment["HOME"] = user.home
     return Command(
-        real_path=bool(spec.filesystem.rootfs),
+        real_path=spec.foreign_root,
         argv=tuple(map(os.fsencode, spec.argv)),
         environment={os.fsencode(key): os.fsencode(value) for key, value in environment.items()},
         search_path=tuple(map(os.fsencode, environment.get("PATH", DEFAULT_PATH).split(":"))),
@@ -123,7 +138,7 @@ def command(spec: RunSpec, ignored: frozenset[int], user: User | None) -> Comman
 def workdir(spec: RunSpec) -> str:
     """Return where CMD starts, "" for where the launcher is: in the host's root, unless a mount of the job covers that."""
     files = spec.filesystem
-    if spec.workdir or files.rootfs:
+    if spec.workdir or spec.foreign_root:
         return spec.workdir or "/"
     try:
         here = os.getcwd()
@@ -147,12 +162,13 @@ def mount_plan(spec: RunSpec, layout: Layout, maps: IdMaps | None) -> MountPlan:
 
 def _kernel_plan(spec: RunSpec, layout: Layout, maps: IdMaps | None) -> KernelPlan:
     """Choose /proc, /sys and /dev. What a user namespace does not own (a shared PID or net namespace's) it cannot mount."""
-    new, user = spec.isolate, NamespaceKind.USER in spec.isolate
+    new, user = spec.isolate, spec.foreign_user
     root = spec.filesystem.rootfs
     proc = "new" if spec.new_proc or (spec.mount_proc and root and not user) else "host" if spec.mount_proc and root else "keep"
     dev = "new" if not spec.security.privileged else "host" if root else "keep"
     # sysfs shows the net namespace of its mounter; a second time at its own place it is refused (EBUSY)
-    sys = "new" if NamespaceKind.NET in new or (root and not user) else "host" if root else "keep"
+    other_net = NamespaceKind.NET in new or (NamespaceKind.NET in spec.joined and not user)
+    sys = "new" if other_net or (root and not user) else "host" if root else "keep"
     try:
         terminal = os.ttyname(0) if dev == "new" else ""
     except OSError:

@@ -10,6 +10,7 @@ from typing import Final
 
 from nsagent.cgroups.limits import IoMax
 from nsagent.errors import UsageError
+from nsagent.launch.joining import CLOCKS, ClockOffset
 
 IO_KEYS: Final = ("rbps", "wbps", "riops", "wiops")
 
@@ -53,6 +54,16 @@ def parse_duration(text: str, flag: str) -> int:
     if position < len(words) or not 0 < total < 1 << 63:
         raise UsageError(f"{flag} {text!r} is not a time", hint="such as 500ms, 1s, 2m or 1h30m")
     return total
+
+
+def parse_clock_offset(text: str) -> ClockOffset:
+    """Parse CLOCK:TIME, with a sign where it is to be behind: boottime:7d, monotonic:-10s."""
+    clock, _, time = text.partition(":")
+    if clock not in CLOCKS:
+        raise UsageError(f"--clock-offset {text!r} is not CLOCK:TIME", hint=f"the clocks are {' and '.join(CLOCKS)}: boottime:7d")
+    behind = time.startswith("-")
+    offset_ns = parse_duration(time[1:] if behind or time.startswith("+") else time, f"--clock-offset {clock}")
+    return ClockOffset(clock, -offset_ns if behind else offset_ns)
 
 
 def parse_cpus(text: str) -> float:

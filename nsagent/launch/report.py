@@ -52,11 +52,15 @@ class JobUsage(NamedTuple):
 
 
 class NamespaceRef(NamedTuple):
-    """A namespace the job ran in. `id` is the kernel's number of it, never used again, where it has one; `new`: made for it."""
+    """A namespace the job ran in. `id` is the kernel's number of it, never used again, where it has one.
+
+    `new`: made for it; `joined`: another one's.
+    """
 
     inum: int
     id: int | None
     new: bool
+    joined: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +143,10 @@ def from_dict(document: Mapping[str, Any]) -> RunResult:
     return RunResult(
         **{key: document[key] for key in plain},
         command=tuple(document["command"]),
-        namespaces={kind: NamespaceRef(r["inum"], r.get("id"), r["new"]) for kind, r in document["namespaces"].items()},
+        namespaces={
+            kind: NamespaceRef(ref["inum"], ref.get("id"), ref["new"], ref.get("joined", False))
+            for kind, ref in document["namespaces"].items()
+        },
         usage=JobUsage(**usage),
         cpus=document.get("cpus"),
         timeline=Timeline(**_fields(Timeline, lists)) if timeline is not None else None,

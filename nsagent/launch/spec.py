@@ -12,6 +12,7 @@ from nsagent.cgroups.limits import Limits
 from nsagent.errors import UsageError
 from nsagent.launch.filesystem import Filesystem
 from nsagent.launch.idmaps import Extent
+from nsagent.launch.joining import ClockOffset, Join
 from nsagent.launch.security import Security
 from nsagent.namespaces import NamespaceKind
 
@@ -30,7 +31,8 @@ class RunSpec:
 
     `name` is the job's name, by default the base name of the command. `user`: USER[:GROUP], "" for root of a new user
     namespace, else the caller. `userns`: `auto` makes one, `none` never does, "" where the caller needs one.
-    `mount_proc`: a fresh /proc, where pid and mnt are both new. `timeout_ns`: SIGTERM after it, SIGKILL to all
+    `join`: namespaces of others, in place of new ones. `clock_offsets`: of a new time namespace, which they bring about.
+    `mount_proc`: a fresh /proc, where mnt is new and pid not ours. `timeout_ns`: SIGTERM after it, SIGKILL to all
     `stop_timeout_ns` later; `cpu_timeout_ns`: the same after so much CPU time of all its processes. `sample_ns`: how often
     its timeline is read. `notes` tell what was changed against the words of the user, and why.
     """
@@ -38,6 +40,8 @@ class RunSpec:
     argv: tuple[str, ...]
     name: str = ""
     isolate: frozenset[NamespaceKind] = DEFAULT_KINDS
+    join: tuple[Join, ...] = ()
+    clock_offsets: tuple[ClockOffset, ...] = ()
     limits: Limits = field(default_factory=Limits)
     filesystem: Filesystem = field(default_factory=Filesystem)
     security: Security = field(default_factory=Security)
@@ -66,6 +70,9 @@ class RunSpec:
             raise UsageError("--userns none contradicts a user namespace that is asked for", hint="leave one of them out")
         if self.userns == "auto" or self.uid_map or self.gid_map:
             object.__setattr__(self, "isolate", self.isolate | {NamespaceKind.USER})
+        if self.clock_offsets:
+            object.__setattr__(self, "isolate", self.isolate | {NamespaceKind.TIME})
+        self._check_joins()
         if self.hostname and NamespaceKind.UTS not in self.isolate:
             raise UsageError("--hostname without a new uts namespace would rename the host", hint="add uts to --isolate")
         if self.filesystem and NamespaceKind.MNT not in self.isolate:
@@ -82,6 +89,36 @@ class RunSpec:
             raise UsageError(f"--name {name!r} does not name a job", hint="printable characters, at most 200")
         object.__setattr__(self, "name", name)
 
+    def _check_joins(self) -> None:
+        kinds = [each.kind for each in self.join]
+        for each in self.join:
+            if each.kind in self.isolate:
+                clock = each.kind is NamespaceKind.TIME and self.clock_offsets
+                what = "--clock-offset" if clock else f"--isolate {each.kind}"
+                raise UsageError(
+                    f"--join {each.word} contradicts {what}", hint=f"a job has one {each.kind} namespace: new, joined, or ours"
+                )
+            if kinds.count(each.kind) > 1:
+                raise UsageError(f"--join {each.word}: {each.kind} is joined twice", hint="a process is in one of each kind")
+        clocks = [each.clock for each in self.clock_offsets]
+        if len(clocks) != len(set(clocks)):
+            raise UsageError(f"--clock-offset {clocks[0]} is given twice", hint="one offset a clock")
+
+    @property
+    def joined(self) -> frozenset[NamespaceKind]:
+        """The kinds that are joined."""
+        return frozenset(each.kind for each in self.join)
+
+    @property
+    def foreign_user(self) -> bool:
+        """Whether the job is in another user namespace than the launcher."""
+        return NamespaceKind.USER in self.isolate | self.joined
+
+    @property
+    def foreign_root(self) -> bool:
+        """Whether what is at / is not the host's, but somebody's who is not trusted."""
+        return bool(self.filesystem.rootfs) or NamespaceKind.MNT in self.joined
+
     @property
     def clone_flags(self) -> int:
         """The CLONE_NEW* flags of the job's clone3; the cgroup namespace comes after it (see nsagent.launch.child)."""
@@ -89,12 +126,14 @@ class RunSpec:
 
     @property
     def new_proc(self) -> bool:
-        """Whether /proc is mounted anew: it shows the PID namespace of its mounter, so both must be new."""
-        return self.mount_proc and {NamespaceKind.PID, NamespaceKind.MNT} <= self.isolate
+        """Whether /proc is mounted anew: it shows the PID namespace of its mounter, who must own that; the mounts are new."""
+        if not self.mount_proc or NamespaceKind.MNT not in self.isolate:
+            return False
+        return NamespaceKind.PID in self.isolate or (NamespaceKind.PID in self.joined and NamespaceKind.USER not in self.isolate)
 
     def for_capabilities(self, effective: int) -> RunSpec:
         """Return the spec as a process with these capabilities can run it: without CAP_SYS_ADMIN, `user` is added."""
-        if not self.isolate or self.userns == "none" or NamespaceKind.USER in self.isolate or effective >> _CAP_SYS_ADMIN & 1:
+        if not self.isolate or self.userns == "none" or self.foreign_user or effective >> _CAP_SYS_ADMIN & 1:
             return self
         note = "a user namespace was added: without CAP_SYS_ADMIN the others are made in one of one's own"
         return dataclasses.replace(self, isolate=self.isolate | {NamespaceKind.USER}, notes=(*self.notes, note))

@@ -235,6 +235,9 @@ class Supervisor:
 
 
 _HINTS = {
+    "join": "CAP_SYS_ADMIN is needed here and in the user namespace that owns it: --join user:... comes first",
+    "clock": "no clock may be behind its start, or ahead by more than 146 years; 'nsagent doctor' lists the namespaces there are",
+    "clone": "a limit of /proc/sys/user, or no CAP_SYS_ADMIN in the user namespace that was joined",
     "cgroup": "'nsagent doctor' says what this host's cgroups support",
     "mounts": "a fresh /proc in a user namespace needs a fully visible /proc outside; --no-proc leaves it as it is",
     "directory": "the directory is looked up inside the job: with its mounts, and as its user",

@@ -55,6 +55,9 @@ def _rows(result: RunResult) -> Iterator[tuple[str, str]]:
     made = [f"{kind} {ref.inum}" for kind, ref in result.namespaces.items() if ref.new]
     if made:
         yield "namespaces", ", ".join(made)
+    joined = [f"{kind} {ref.inum}" for kind, ref in result.namespaces.items() if ref.joined]
+    if joined:
+        yield "joined", ", ".join(joined)
     for note in result.notes:
         yield "note", note
 

@@ -9,7 +9,7 @@ import pytest
 
 from nsagent.cgroups.limits import IoMax
 from nsagent.errors import UsageError
-from nsagent.launch import quantities
+from nsagent.launch import joining, quantities
 
 
 @pytest.mark.parametrize(
@@ -99,3 +99,12 @@ def test_io_max_of_a_real_disk() -> None:
         pytest.skip("this host has no block device")
     whole = next(d for d in disks if not os.path.exists(f"/sys/dev/block/{d}/partition"))
     assert quantities.parse_io_max(f"{whole}:rbps=1M,wiops=100") == IoMax(whole, rbps=1 << 20, wiops=100)
+
+
+def test_clock_offsets() -> None:
+    offsets = tuple(map(quantities.parse_clock_offset, ("boottime:7d", "monotonic:-1500ms")))
+    assert offsets == (("boottime", 7 * 86400 * 10**9), ("monotonic", -1_500_000_000))
+    assert joining.timens_offsets(offsets) == b"boottime 604800 0\nmonotonic -2 500000000\n"
+    for text in ("boottime", "boottime:", "boottime:--1s", "realtime:1s"):
+        with pytest.raises(UsageError):
+            quantities.parse_clock_offset(text)

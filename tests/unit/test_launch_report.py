@@ -132,8 +132,8 @@ def test_everything_is_there() -> None:
     assert usage["pressure"]["irq"] == {"stalled_ns": 5}
     assert (parsed["cpus"], parsed["cpu_efficiency"]) == (2.0, 0.25)
     assert parsed["timeline"]["memory_bytes"] == [1 << 20, None]
-    assert parsed["namespaces"]["pid"] == {"inum": 4026532001, "new": True, "id": 7}
-    assert parsed["namespaces"]["user"] == {"inum": 4026531837, "new": False}
+    assert parsed["namespaces"]["pid"] == {"inum": 4026532001, "new": True, "joined": False, "id": 7}
+    assert parsed["namespaces"]["user"] == {"inum": 4026531837, "new": False, "joined": False}
 
 
 def test_a_report_can_be_read_again() -> None:

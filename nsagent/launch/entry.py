@@ -1,0 +1,55 @@
+"""A process in between, where clone3 alone cannot make the job: it joins namespaces, or sets clocks, and has the job made.
+
+What setns(2) says of pid, and unshare(2) of time, holds for the next child, and an offset is set before anybody is in the
+namespace. So this process does both and clones CMD's process as the launcher's child (CLONE_PARENT), born in all of
+them; then it ends. It is in the job's cgroup already, and so is what it clones.
+
+Sources: man 2 setns, clone3; man 7 time_namespaces, user_namespaces.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+from nsagent import libc
+from nsagent.launch.clone import clone3
+from nsagent.launch.handshake import Step
+from nsagent.launch.joining import Join
+
+
+class Entry(NamedTuple):
+    """`joins`: with their descriptors, in order. `flags`: what CMD's clone3 makes anew. `born`: where its pid is told.
+
+    `unshared`: CLONE_NEWUSER and CLONE_NEWTIME as far as they are made here, for `offsets` (bytes of timens_offsets).
+    """
+
+    joins: tuple[tuple[Join, int], ...]
+    flags: int
+    born: int
+    unshared: int = 0
+    offsets: bytes = b""
+
+
+def enter(plan: Entry, step: Step) -> None:
+    """Return in CMD's process, with all namespaces; this one ends. Raises OSError where `step` says."""
+    offsets = -1
+    if plan.offsets:  # while /proc is the one where we are "self"
+        step("clock", "open", "/proc/self/timens_offsets")
+        offsets = os.open("/proc/self/timens_offsets", os.O_WRONLY | os.O_CLOEXEC)
+    for join, fd in plan.joins:
+        step("join", "setns", join.word)
+        libc.setns(fd, join.kind.flag)
+        os.close(fd)
+    if plan.offsets:
+        step("clock", "unshare(CLONE_NEWTIME)")
+        libc.unshare(plan.unshared)  # a new user namespace, if any, comes first: it owns the other
+        step("clock", "write", "/proc/self/timens_offsets")
+        os.write(offsets, plan.offsets)
+        os.close(offsets)
+    step("clone", "clone3")
+    pid, _ = clone3(plan.flags, sibling=True)
+    if pid:
+        os.write(plan.born, b"%d" % pid)
+        os._exit(0)
+    os.close(plan.born)
