@@ -185,7 +185,7 @@ class CgroupLane:
         (count,) = _ID.unpack(self._config.lookup(next_record) or bytes(8))
         if count > self._records.max_entries:
             raise LoadError(f"{mountpoint} has {count} cgroups, and there is room for {self._records.max_entries}")
-        return Walk(self._records.mmap(), count, self._page, has_nodes=self._has_nodes)
+        return Walk(self._records.mmap(count), count, self._page, has_nodes=self._has_nodes)
 
     def _attach(self, mountpoint: str) -> int:
         directory = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -121,13 +121,18 @@ class Map:
             return None
         return sum(1 for _ in self.items())
 
-    def mmap(self) -> mmap.mmap:
-        """Return the array's own memory, read-only: element i is at i * stride_bytes. Kept mapped until close()."""
-        if self._memory is None:
+    def mmap(self, count: int | None = None) -> mmap.mmap:
+        """Return the array's own memory, read-only, its first `count` elements (default: all) or more: element i is at
+        i * stride_bytes. Kept mapped until more is asked for, by this object until close().
+
+        The kernel maps each page at once (remap_vmalloc_range), and what is mapped counts as memory of this process.
+        """
+        wanted = self.max_entries if count is None else min(count, self.max_entries)
+        if self._memory is None or len(self._memory) < wanted * self.stride_bytes:
+            some_more = max(min(wanted + wanted // 4, self.max_entries), 1)  # or each element more would be another mapping
             try:
-                self._memory = mmap.mmap(
-                    self.fd, self.stride_bytes * self.max_entries, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ
-                )
+                length = some_more * self.stride_bytes
+                self._memory = mmap.mmap(self.fd, length, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
             except OSError as exc:
                 raise bpf.translate(exc, f"mmap of map {self.name}") from exc
         return self._memory
@@ -135,7 +140,7 @@ class Map:
     def read_array(self, first: int = 0, count: int | None = None) -> bytes:
         """Copy `count` elements (default: all) from `first`. A word is whole; two words may be of two moments."""
         last = self.max_entries if count is None else min(first + count, self.max_entries)
-        return self.mmap()[first * self.stride_bytes : last * self.stride_bytes]
+        return self.mmap(last)[first * self.stride_bytes : last * self.stride_bytes]
 
     def memory_bytes(self) -> int | None:
         """Return the kernel memory of the map in bytes, from fdinfo; None where the kernel does not say.

@@ -421,6 +421,25 @@ def test_map_kinds(loaded: Loaded) -> None:
     assert array.lookup(struct.pack("=I", 4)) is None
 
 
+def test_only_what_is_asked_for_of_an_array_is_mapped(pin_dir: Path) -> None:
+    document = asm.document()
+    document["maps"] = {"long": {"type": "array", "key_size": 4, "value_size": 24, "max_entries": 9000, "flags": ["mmapable"]}}
+    document["programs"] = []
+    loaded = objects.load(parsed(document), str(pin_dir))
+    array = loaded.maps["long"]
+    for n in (0, 3, 8999):
+        array.update(struct.pack("=I", n), struct.pack("=3Q", n, n, n))
+
+    first = array.mmap(4)
+    assert 4 * 24 <= len(first) < 9 * 24
+    assert array.mmap(2) is first
+    assert array.mmap(0) is first
+    assert array.read_array(8999, 1) == struct.pack("=3Q", 8999, 8999, 8999)
+    assert len(array.mmap()) == 9000 * 24
+    assert first[3 * 24 : 4 * 24] == struct.pack("=3Q", 3, 3, 3)  # who has the old mapping keeps it
+    loaded.close()
+
+
 def test_batches_cover_a_map_larger_than_one(pin_dir: Path) -> None:
     document = asm.document()
     document["maps"] = {"big": {"type": "hash", "key_size": 8, "value_size": 8, "max_entries": 20000, "flags": []}}
