@@ -19,6 +19,7 @@ from types import MappingProxyType
 from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
 from nsagent.cgroups.ends import Ended
+from nsagent.cgroups.pace import Reads
 from nsagent.cgroups.selection import Selection
 from nsagent.cgroups.stats import CgroupStats
 from nsagent.conservation import Conservation
@@ -61,11 +62,14 @@ class MapFigures(NamedTuple):
 
 class FileFigures(NamedTuple):
     """Of the files that are read: kernel memory of the descriptors kept, bytes; how often each file was too slow; how many
-    cgroups there were so far whose files are not read, by reason."""
+    cgroups there were so far whose files are not read, by reason; how long each file took to read; and how often which
+    counter fell, by part and field of CgroupStats."""
 
     kernel_memory_bytes: int
     backoffs: Mapping[str, int]
     skipped: Mapping[str, int] = MappingProxyType({})
+    reads: Mapping[str, Reads] = MappingProxyType({})
+    falls: Mapping[tuple[str, str], int] = MappingProxyType({})
 
 
 class Reload(NamedTuple):

@@ -36,14 +36,15 @@ class BlockNames:
         self._seen, before = seen, self._names
         self._names = {}
         for number in before:
-            self._name(number)
+            self.name(number)
         return self._names != before
 
     def rename(self, stats: IoStats | None) -> IoStats | None:
         """Return what an IO file says, by names."""
-        return stats and IoStats({self._name(number): device for number, device in stats.devices.items()})
+        return stats and IoStats({self.name(number): device for number, device in stats.devices.items()})
 
-    def _name(self, number: str) -> str:
+    def name(self, number: str) -> str:
+        """Return the name of ``major:minor``."""
         if number not in self._names:
             name = self._read(number)
             taken = name in self._names.values()  # two were read while one followed the other

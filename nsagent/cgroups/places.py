@@ -8,6 +8,7 @@ import resource
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 
+from nsagent.cgroups.falls import Lost
 from nsagent.cgroups.files import GONE, open_file, read_kept, read_once
 from nsagent.cgroups.layout import Hierarchy
 from nsagent.cgroups.stats import CgroupStats
@@ -40,7 +41,7 @@ class Budget:
 class Record:
     """A cgroup: its path, its files' bytes by part, what they were parsed to, and the parts whose bytes changed since."""
 
-    __slots__ = ("changed", "files", "ids", "limit", "parsed", "path", "stats", "wanted")
+    __slots__ = ("changed", "files", "ids", "limit", "lost", "parsed", "path", "stats", "wanted")
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -49,6 +50,7 @@ class Record:
         self.files: dict[str, dict[str, bytes]] = collections.defaultdict(dict)
         self.changed: set[str] = set()
         self.parsed: dict[str, Any] = {}
+        self.lost: Lost = {}
         self.limit: float | None = None
         self.stats = CgroupStats()
 
@@ -165,6 +167,13 @@ class Place:
     def lives(self) -> bool:
         """Tell whether the cgroup still exists, so that a file it lacks is one that it never had: a removed one has no file."""
         return self.has("cgroup.procs")
+
+    def stands(self) -> bool:
+        """Tell whether what is read is still this cgroup, and not one made anew: without a descriptor it is read by path."""
+        try:
+            return os.stat(self._base or ".", dir_fd=self._directory).st_ino == self.id
+        except OSError:
+            return False
 
     def has(self, name: str) -> bool:
         """Tell whether a file is there."""

@@ -15,17 +15,17 @@ from typing import Any, Final
 from nsagent.cgroups import parts, v1, v2
 from nsagent.cgroups.core import Lane
 from nsagent.cgroups.devices import BlockNames
+from nsagent.cgroups.falls import Falls
 from nsagent.cgroups.files import read
 from nsagent.cgroups.layout import Hierarchy, Layout
+from nsagent.cgroups.pace import BOUNDS_S, Pace
 from nsagent.cgroups.places import Budget, Place, Record
 from nsagent.cgroups.sources import Source, find_sources, is_empty, stands_still
-from nsagent.cgroups.stats import CgroupStats
+from nsagent.cgroups.stats import CgroupStats, IoStats
 from nsagent.cgroups.tree import Cgroup, Tree
 from nsagent.cgroups.walks import STAT, Walks
 
-SLOW_READ_S: Final = 0.05  # of one cgroup's file
-SLOW_FILE_S: Final = 2.0  # of one file type in all cgroups
-_LONGEST_PAUSE: Final = 64
+_SURE_S: Final = 1.0  # no removal of a cgroup takes so long
 _MOST_EQUAL: Final = 8192
 
 
@@ -33,8 +33,7 @@ class Reader:
     """Reads the cgroups of a layout; keeps descriptors, `close` closes them. For one thread at a time.
 
     `lane`, if any, makes most files needless; `unwalked` has the hierarchies where it failed, and why.
-    `seconds`: how long each file took in the last `read_all`. `backoffs`: how often a file was too slow, so that it is left
-    out of the next 2, 4, 8.. readings.
+    `pace` has how long files took to read, and which were too slow; `falls` how often which counters fell.
     """
 
     def __init__(
@@ -48,8 +47,8 @@ class Reader:
         """`without`: see find_sources."""
         self.layout = layout
         self.lane = lane
-        self.seconds: dict[str, float] = {}
-        self.backoffs: dict[str, int] = {}
+        self.pace = Pace()
+        self.falls = Falls()
         self._clock = clock
         self._sources = find_sources(layout, without)
         self._hierarchies: dict[Hierarchy, list[Source]] = {}
@@ -57,6 +56,7 @@ class Reader:
             self._hierarchies.setdefault(source.hierarchy, []).append(source)
         self._versions = {source.part: source.hierarchy.version for source in self._sources}
         self._absent: set[tuple[str, bool, str]] = set()  # hierarchy, is it the root, file
+        self._lacking: dict[tuple[str, bool, str], tuple[Place, float]] = {}  # what lived and had no such file, and when
         self._budget = Budget()
         self._records: dict[str, Record] = {}
         self._places: dict[str, dict[str, Place]] = {hierarchy.key: {} for hierarchy in self._hierarchies}
@@ -71,7 +71,6 @@ class Reader:
         self._places_generation = 0
         self._equal: dict[Any, Any] = {}
         self._names = BlockNames(sysfs)
-        self._pauses: dict[str, tuple[int, int]] = {}  # file: readings left to wait, readings of this pause
 
     def __del__(self) -> None:
         self.close()
@@ -118,7 +117,8 @@ class Reader:
         `wanted` chooses by path, and one that is equal must answer the same; ancestors are read too where limits are inherited.
         """
         self._follow(tree, wanted)
-        self.seconds = {}
+        self.pace.begin()
+        self._learn_absent()
         self._touched = tree.take_touched()
         self._look_at_controllers()
         if self._names.look():
@@ -216,19 +216,19 @@ class Reader:
         for hierarchy in self._hierarchies:
             if self._walks.take(lane, hierarchy, self._places[hierarchy.key], self._places_generation):
                 self._served.pop(hierarchy, None)
-        self.seconds["bpf_iter/cgroup"] = self._clock() - start
+        took = self._clock() - start
+        self.pace.took("bpf_iter/cgroup", 1, took, [took])
 
     def _read_source(self, source: Source, served: Mapping[frozenset[str], list[Place]], *, keep: bool) -> None:
         """Read the files of a source in the places of its hierarchy, save for those that are served (the key)."""
         source.learn_files(place for places in served.values() for place in places if source.controller in place.controllers)
         for name in source.files:
-            if keep and self._is_paused(name):
+            if keep and self.pace.is_paused(name):
                 for place in self._places[source.hierarchy.key].values():
                     place.record.forget(source.part, name)
                 continue
             everywhere = source.hierarchy.version == 2 and name in v2.EVERYWHERE
-            start = self._clock()
-            slowest = self._read_file(
+            self._read_file(
                 source,
                 name,
                 [
@@ -240,17 +240,14 @@ class Reader:
                 ],
                 keep=keep,
             )
-            if keep:
-                took = self._clock() - start
-                self.seconds[name] = self.seconds.get(name, 0) + took
-                self._judge(name, slowest, took)
 
-    def _read_file(self, source: Source, name: str, places: Iterable[Place], *, keep: bool) -> float:
-        """Read one file of all those cgroups; return the time of the slowest, s."""
+    def _read_file(self, source: Source, name: str, places: Iterable[Place], *, keep: bool) -> None:
+        """Read one file of all those cgroups."""
         part, key, clock = source.part, source.hierarchy.key, self._clock
         absent = [(key, is_root, name) in self._absent for is_root in (False, True)]
         touched = self._touched.get(key) if keep else None
-        last, slowest = clock(), 0.0
+        start = last = clock()
+        number, slow = 0, []
         for place in places:
             if place.gone or absent[place.is_root]:
                 continue
@@ -268,40 +265,46 @@ class Reader:
                 continue
             text = place.read(name, keep=keep)
             now = clock()
-            slowest = max(slowest, now - last)
+            number += 1
+            if now - last > BOUNDS_S[0]:
+                slow.append(now - last)
             last = now
             if text is not None:
                 if files.get(name) != text:
                     record.put(part, name, self._walks.same(text))
                 continue
             record.forget(part, name)
+            if (key, place.is_root, name) in self._lacking:
+                continue
             if not place.lives():
                 self._drop(place)
             elif source.teaches and (name in v2.EVERYWHERE or source.controller in place.controllers):
-                self._absent.add((key, place.is_root, name))
-                absent[place.is_root] = True
-        return slowest
+                self._lacking[key, place.is_root, name] = place, now
+        if number and keep:
+            self.pace.took(name, number, clock() - start, slow)
 
-    def _is_paused(self, name: str) -> bool:
-        left, length = self._pauses.get(name, (0, 0))
-        if left:
-            self._pauses[name] = (left - 1, length)
-        return left > 0
+    def _learn_absent(self) -> None:
+        """A file that a cgroup lacks while it lives is asked for no more in any.
 
-    def _judge(self, name: str, slowest: float, took: float) -> None:
-        if slowest > SLOW_READ_S or took > SLOW_FILE_S:
-            pause = min(self._pauses.get(name, (0, 1))[1] * 2, _LONGEST_PAUSE)
-            self._pauses[name] = (pause, pause)
-            self.backoffs[name] = self.backoffs.get(name, 0) + 1
-        else:
-            self._pauses.pop(name, None)
+        A removal takes the controllers' files away before cgroup.procs, by which a cgroup is seen to live
+        (kernel/cgroup/cgroup.c, cgroup_destroy_locked()): so what lacked one must still live when any removal is over.
+        """
+        now = self._clock()
+        for key, (place, when) in list(self._lacking.items()):
+            if place.gone or now - when >= _SURE_S:
+                del self._lacking[key]
+                if not place.gone and not place.has(key[2]) and place.lives():
+                    self._absent.add(key)
 
     def _settle(self, record: Record, above: float | None, *, counting: bool = False) -> float | None:
         """Bring the record's stats up to date; return its effective limit, which bounds its children's. `above`: its parent's."""
         fresh: dict[str, Any] = {}
         for part in record.changed:
-            new = self._parse(part, record.files[part], counting=counting)
-            if new != record.parsed.get(part):
+            old = record.parsed.get(part)
+            new = self._parse(part, record.files[part], old, counting=counting)
+            if new != old or part in record.lost:
+                new = self.falls.carry(record.lost, part, old, new, lambda: self._stands(record))
+            if new != old:
                 record.parsed[part] = new
                 fresh[part] = new
         record.changed.clear()
@@ -317,10 +320,15 @@ class Reader:
             record.stats = record.stats._replace(**fresh)
         return limit
 
-    def _parse(self, part: str, files: Mapping[str, bytes], *, counting: bool) -> Any:
+    def _stands(self, record: Record) -> bool:
+        """Tell whether none of a cgroup's directories was made anew under its path: what has no descriptor is read by path."""
+        found = (places.get(record.path) for places in self._places.values())
+        return all(place.stands() for place in found if place is not None and place.record is record)
+
+    def _parse(self, part: str, files: Mapping[str, bytes], old: Any, *, counting: bool) -> Any:
         module = v1 if self._versions[part] == 1 else v2
         if part == "io":
-            return self._names.rename(v1.io(files, counting=counting) if module is v1 else v2.io(files))
+            return self._names.rename(v2.io(files) if module is v2 else v1.io(files, self._counted(old, counting=counting)))
         if part in ("cpu", "memory"):
             return getattr(module, part)(files)
         key = (part, *files.items())  # of the rest there are many alike
@@ -329,6 +337,11 @@ class Reader:
                 self._equal.clear()
             self._equal[key] = getattr(module if part == "pids" else parts, part)(files)
         return self._equal[key]
+
+    def _counted(self, old: IoStats | None, *, counting: bool) -> Callable[[str], bool]:
+        """Return what tells of a device whether v1 counts its IO in a cgroup: what it has counted once does not become absent."""
+        devices = old.devices if old else {}
+        return lambda number: counting or self._names.name(number) in devices
 
     def _least_limit_above(self, path: str) -> float | None:
         """Return the least limit of a v2 cgroup's ancestors, read now; None where none has one."""

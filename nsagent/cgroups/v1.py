@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from nsagent.cgroups.limits import (
@@ -174,17 +174,17 @@ def _events(files: Files) -> dict[str, int]:
     return events
 
 
-def io(files: Files, *, counting: bool = False) -> IoStats | None:
+def io(files: Files, counted: Callable[[str], bool] = lambda _: False) -> IoStats | None:
     """Make IoStats, of the devices that are counted; None where there is none.
 
-    Without a throttle rule kernels list nothing (6.12, 6.18) or zeros (6.1): such a zero is no measurement. `counting`
-    says that there is a rule, so that zeros are true.
+    Without a throttle rule kernels list nothing (6.12, 6.18) or zeros (6.1): such a zero is no measurement. `counted` tells of
+    a device that there is a rule, or that it had other numbers, so that zeros are true.
     """
     sizes, numbers = (parse_blkio(files.get(name)) for name in FILES["blkio"])
     devices = {}
     for device, size in sizes.items():
         number = numbers.get(device, {})
-        if counting or any(size.values()) or any(number.values()):
+        if any(size.values()) or any(number.values()) or counted(device):
             devices[device] = IoDevice(
                 size.get("Read"),
                 size.get("Write"),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
-from nsagent.metrics.family import NS_PER_S, Each, Family, Number, Scope
+from nsagent.cgroups.pace import BOUNDS_S
+from nsagent.metrics import cgroup
+from nsagent.metrics.family import NS_PER_S, Each, Family, Histogram, Number, Scope
 from nsagent.sample import NodeSample
 
 SCRAPE_SAMPLES: Final = "nsagent_scrape_samples"
@@ -82,6 +84,19 @@ def _kernel_memory(sample: NodeSample) -> Each:
 
 def _backoffs(sample: NodeSample) -> Each:
     return (((file,), count) for file, count in sample.files.backoffs.items()) if sample.files else iter(())
+
+
+def _file_reads(sample: NodeSample) -> Iterable[tuple[tuple[str], Histogram]]:
+    for file, reads in sample.files.reads.items() if sample.files else ():
+        yield (file,), Histogram(tuple(zip(BOUNDS_S, reads.within, strict=True)), reads.number, reads.total_ns)
+
+
+def _regressions(sample: NodeSample) -> Each:
+    falls = sample.files.falls if sample.files else {}
+    for family in cgroup.FAMILIES if falls else ():
+        number = sum(falls.get((family.part, field), 0) for field in family.fields)
+        if number and family.scope is Scope.CGROUP and family.type == "counter":
+            yield (family.name,), number
 
 
 def _skipped(sample: NodeSample) -> Each:
@@ -202,10 +217,31 @@ FAMILIES: Final[tuple[Family, ...]] = (
         "nsagent_file_backoffs_total",
         "counter",
         Scope.NODE,
-        "How often a file of cgroups was too slow to read, 50 ms for one or 2 s for all, so that the next scrapes leave it out.",
+        "How often a file of cgroups was too slow to read, 50 ms for one or 2 s for all, so that the next 2, 4, .. 64 scrapes "
+        "leave it out. Time without a CPU does not count.",
         "the agent, CLOCK_MONOTONIC",
         ("file",),
         each=_backoffs,
+    ),
+    Family(
+        "nsagent_file_read_seconds",
+        "histogram",
+        Scope.NODE,
+        "How long reading a file of a cgroup took, by file: of one cgroup; bpf_iter/cgroup is a walk, of all of them at once.",
+        "the agent, CLOCK_MONOTONIC",
+        ("file",),
+        histograms=_file_reads,
+        scale=NS_PER_S,
+    ),
+    Family(
+        "nsagent_counter_regressions_total",
+        "counter",
+        Scope.NODE,
+        "How often a counter in a file of a living cgroup fell, as v1's blkio does when a cgroup below is removed, and "
+        "cpuacct.usage when it is set to 0. What is exported does not fall: it goes on by what is counted from then on.",
+        "the agent",
+        ("family",),
+        each=_regressions,
     ),
     Family(
         "nsagent_cgroups_skipped_total",

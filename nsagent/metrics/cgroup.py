@@ -54,6 +54,7 @@ def _by(
         source,
         labels,
         by=by,
+        shown=(field[0] if field else mapping,),
         scale=scale,
         part=part,
     )
@@ -253,6 +254,7 @@ _FAMILIES: Final[tuple[Family, ...]] = (
         "memory.stat (v1: its total_ lines)",
         ("type",),
         by=attrgetter("detail"),
+        shown=("detail",),
         part="memory",
     ),
     _split(
@@ -295,6 +297,7 @@ _FAMILIES: Final[tuple[Family, ...]] = (
         "v2 memory.events; v1 memory.failcnt (max), memory.oom_control (oom_kill)",
         ("event",),
         by=attrgetter("events"),
+        shown=("events",),
         part="memory",
     ),
     Family(
@@ -316,6 +319,7 @@ _FAMILIES: Final[tuple[Family, ...]] = (
         "v2 io.stat; v1 blkio.throttle.io_service_bytes_recursive",
         ("device", "operation"),
         by=_devices("read_bytes", "write_bytes", "discard_bytes"),
+        shown=("read_bytes", "write_bytes", "discard_bytes"),
         part="io",
     ),
     Family(
@@ -326,6 +330,7 @@ _FAMILIES: Final[tuple[Family, ...]] = (
         "v2 io.stat; v1 blkio.throttle.io_serviced_recursive",
         ("device", "operation"),
         by=_devices("reads", "writes", "discards"),
+        shown=("reads", "writes", "discards"),
         part="io",
     ),
     Family(

@@ -62,9 +62,9 @@ class Family:
 
     `parts` has the values of `labels` and where the number stands: a field of the scope's thing (one of Usage is left out where
     the source lacks it), or a function of the NodeSample. In their place a family of the node can have `each`, which yields label
-    values and numbers; another `by`, which returns a mapping of the numbers there are; one of type histogram has `histograms`,
-    which yields label values and histograms. A number in ns (`scale` NS_PER_S) is written in seconds. In a family of a `limit`
-    infinity is none, and no series. `final` gauges are kept with what has ended.
+    values and numbers; another `by`, which returns a mapping of the numbers there are, of the fields `shown`; one of type
+    histogram has `histograms`, which yields label values and histograms. A number in ns (`scale` NS_PER_S) is written in
+    seconds. In a family of a `limit` infinity is none, and no series. `final` gauges are kept with what has ended.
     A family of Scope.CGROUP reads one `part` of CgroupStats: its fields are that part's, and only where there is one.
     `collector` is one of COLLECTORS, or empty where the family is always there.
     """
@@ -78,6 +78,7 @@ class Family:
     parts: tuple[tuple[tuple[str, ...], Callable[[Any], Number] | str], ...] = ()
     each: Callable[[Any], Each] | None = None
     by: Callable[[Any], Mapping[Values, Number]] | None = None
+    shown: tuple[str, ...] = ()
     histograms: Callable[[Any], Iterable[tuple[tuple[str, ...], Histogram]]] | None = None
     scale: int = 1
     limit: bool = False
@@ -89,6 +90,11 @@ class Family:
     def all_labels(self) -> tuple[str, ...]:
         """The labels in the order they are written."""
         return (*SCOPE_LABELS[self.scope], *self.labels)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields of the scope's thing, or of what a mapping of it has, whose numbers are shown."""
+        return self.shown or tuple(field for _, field in self.parts if isinstance(field, str))
 
     @property
     def unit(self) -> str:

@@ -48,7 +48,9 @@ class NodeCgroups:
 
     def files(self) -> FileFigures:
         """Return how the files of the last `read` fared."""
-        return FileFigures(self._reader.kernel_memory_bytes, dict(self._reader.backoffs), dict(self._skipped))
+        pace, falls = self._reader.pace, self._reader.falls.counts
+        memory = self._reader.kernel_memory_bytes
+        return FileFigures(memory, dict(pace.backoffs), dict(self._skipped), dict(pace.reads), dict(falls))
 
     def _count_skipped(self, selection: Selection) -> None:
         """Count those not selected that are new, or that another selection had selected."""

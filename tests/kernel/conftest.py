@@ -32,6 +32,19 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
+def loop(tmp_path: Path) -> Iterator[str]:
+    """A block device of our own: before the group, which has what there is counted."""
+    if not os.path.exists("/dev/loop-control") or not shutil.which("losetup"):
+        pytest.skip("no loop devices")
+    (tmp_path / "disk").write_bytes(bytes(2 << 20))
+    made = subprocess.run(["losetup", "--find", "--show", str(tmp_path / "disk")], capture_output=True, text=True, check=False)
+    if made.returncode:
+        pytest.skip(f"no loop device is to be had: {made.stderr}")
+    yield made.stdout.strip()
+    subprocess.run(["losetup", "--detach", made.stdout.strip()], check=True)
+
+
+@pytest.fixture
 def jobs(tmp_path: Path) -> Iterator[Jobs]:
     """`nsagent run` with a state directory of its own; what it left is removed."""
     support.require_root()

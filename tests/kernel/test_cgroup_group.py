@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -39,19 +38,6 @@ while True:
 def layout() -> Layout:
     support.require_root()
     return read_layout()
-
-
-@pytest.fixture
-def loop(tmp_path: Path) -> Iterator[str]:
-    """A block device of our own: before the group, which has what there is counted."""
-    if not os.path.exists("/dev/loop-control") or not shutil.which("losetup"):
-        pytest.skip("no loop devices")
-    (tmp_path / "disk").write_bytes(bytes(2 * MIB))
-    made = subprocess.run(["losetup", "--find", "--show", str(tmp_path / "disk")], capture_output=True, text=True, check=False)
-    if made.returncode:
-        pytest.skip(f"no loop device is to be had: {made.stderr}")
-    yield made.stdout.strip()
-    subprocess.run(["losetup", "--detach", made.stdout.strip()], check=True)
 
 
 @pytest.fixture

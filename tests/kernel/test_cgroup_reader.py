@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from nsagent.cgroups import v1
 from nsagent.cgroups.files import read_once
 from nsagent.cgroups.group import Group, Limits
 from nsagent.cgroups.layout import Layout, read_layout
@@ -309,6 +311,58 @@ def test_new_parts_equal_the_files(layout: Layout, cgroup_name: str) -> None:
         group.thaw()
     finally:
         group.remove()
+
+
+READ_A_MIB = """
+import mmap, os, sys
+os.readv(os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECT), [mmap.mmap(-1, 1 << 20)])
+"""
+
+
+def enter(descriptors: list[int]) -> None:
+    for descriptor in descriptors:
+        os.write(descriptor, b"0")
+
+
+def test_a_counter_goes_on_where_the_kernel_has_it_fall(layout: Layout, cgroup_name: str, loop: str) -> None:
+    """blkio of v1 loses what a child had; to cpuacct.usage anybody may write 0. What is read goes on, to the byte."""
+    blkio, cpuacct = layout.of("blkio"), layout.of("cpuacct")
+    if blkio is None or cpuacct is None:
+        pytest.skip("blkio and cpuacct are no v1 controllers here")
+    parent = Path(blkio.mountpoint, cgroup_name)
+    tree, reader = Tree(layout), Reader(layout)
+
+    def read() -> CgroupStats:
+        tree.scan()
+        return reader.read_all(tree, f"/{cgroup_name}".__eq__)[f"/{cgroup_name}"]
+
+    seen, raw = [], []
+    for number in range(2):
+        with Group.create(layout, f"{cgroup_name}/{number}") as group:
+            argv = [sys.executable, "-I", "-S", "-c", READ_A_MIB, loop]
+            subprocess.run(argv, check=True, preexec_fn=functools.partial(enter, group.attach_fds()))
+            for gone in (False, True):
+                if gone:
+                    group.remove()
+                io = read().io
+                assert io
+                seen.append(io.devices[Path(loop).name].read_bytes)
+                found = v1.parse_blkio((parent / v1.FILES["blkio"][0]).read_bytes())
+                raw.append(sum(each.get("Read", 0) for each in found.values()))
+    assert raw == [1 << 20, 0, 1 << 20, 0], "the kernel keeps it now, and all this is for nothing"
+    assert seen == [1 << 20, 1 << 20, 2 << 20, 2 << 20]
+    assert reader.falls.counts == {("io", "read_bytes"): 2, ("io", "reads"): 2}
+
+    usage = Path(cpuacct.mountpoint, cgroup_name, "cpuacct.usage")
+    used = read().cpu
+    assert used
+    assert used.usage_ns
+    usage.write_text("0\n")
+    now = read().cpu
+    assert now
+    assert (now.usage_ns, int(usage.read_text())) == (used.usage_ns, 0)
+    assert reader.falls.counts["cpu", "usage_ns"] == 1
+    reader.close()
 
 
 def test_an_ordinary_user_may_not_make_a_group_but_read_all(layout: Layout, cgroup_name: str) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from nsagent.cgroups import places
 from nsagent.cgroups.layout import Hierarchy, Layout, read_layout
+from nsagent.cgroups.pace import BOUNDS_S, Pace
 from nsagent.cgroups.reader import Reader
 from nsagent.cgroups.stats import CgroupStats, CpuStats, PidsStats
 from nsagent.cgroups.tree import Cgroup, Tree, walk
@@ -121,7 +122,7 @@ def test_missing_files_are_asked_for_once(host: Host, monkeypatch: pytest.Monkey
     for name in ("a", "b"):
         host.make(name)
     host.tree.scan()
-    reader = Reader(host.tree.layout)
+    reader = Reader(host.tree.layout, host.clock)
     asked: list[str] = []
     read = places.Place.read
 
@@ -131,8 +132,9 @@ def test_missing_files_are_asked_for_once(host: Host, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(places.Place, "read", noted)
     reader.read_all(host.tree)
-    assert asked.count("pids.peak") == 2  # of the root, which lacks other files than the rest, and of one of the rest
+    assert asked.count("pids.peak") == 3
     asked.clear()
+    host.clock.now += 2  # what lacked it lives on
     reader.read_all(host.tree)
     assert "pids.peak" not in asked
 
@@ -302,19 +304,27 @@ def test_slow_file_is_left_out_longer_each_time(host: Host, monkeypatch: pytest.
     read = places.Place.read
 
     def timed(place: places.Place, name: str, *, keep: bool = False) -> bytes | None:
-        host.clock.now += 0.06 if slow.get(name) else 0.001
+        host.clock.now += 0.06 if slow.get(name) else 0.002
         return read(place, name, keep=keep)
 
     monkeypatch.setattr(places.Place, "read", timed)
     reader = Reader(host.tree.layout, host.clock)
+    reader.pace = Pace(lambda: 0.0)
     seen = []
     for number in range(16):
         slow["pids.current"] = number < 5
+        host.clock.now += 2
         seen.append("/a" in reader.read_all(host.tree))
     # slow: left out twice; slow again: four times; then it is fast
     assert seen == [True, False, False, True, *[False] * 4, *[True] * 8]
-    assert reader.backoffs == {"pids.current": 2}
-    assert reader.seconds["pids.current"] == pytest.approx(0.001)  # the root, which has none, is not asked again
+    assert reader.pace.backoffs == {"pids.current": 2}
+    reads = reader.pace.reads["pids.current"]
+    slow_reads = 3  # that of the root, which has none, is not repeated
+    fast = reads.number - slow_reads
+    assert dict(zip(BOUNDS_S, reads.within, strict=True)) == {
+        0.0001: 0, 0.001: 0, 0.01: fast, 0.05: fast, 0.1: reads.number, 1.0: reads.number
+    }  # fmt: skip
+    assert reads.total_ns == pytest.approx(slow_reads * 60_000_000 + fast * 2_000_000)
 
 
 def test_only_what_is_wanted_is_read(host: Host) -> None:
