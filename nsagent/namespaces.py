@@ -14,6 +14,7 @@ import enum
 import errno
 import fcntl
 import os
+import signal
 import struct
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
@@ -291,7 +292,7 @@ def enter(pid: int, kinds: Iterable[NamespaceKind], *, pidfd: int | None = None,
         target = None
     try:
         if target is None or not _enter_pidfd(target, pid, wanted):
-            _enter_each(pid, wanted, procfs)
+            _enter_each(pid, wanted, procfs, target)
     finally:
         if target is not None and target != pidfd:
             os.close(target)
@@ -308,7 +309,7 @@ def _enter_pidfd(pidfd: int, pid: int, kinds: set[NamespaceKind]) -> bool:
     return True
 
 
-def _enter_each(pid: int, kinds: set[NamespaceKind], procfs: str) -> None:
+def _enter_each(pid: int, kinds: set[NamespaceKind], procfs: str, pidfd: int | None) -> None:
     fds: dict[NamespaceKind, int] = {}
     try:
         for kind in ENTER_ORDER:  # opened before the first is joined: /proc may be another one after that
@@ -317,6 +318,11 @@ def _enter_each(pid: int, kinds: set[NamespaceKind], procfs: str) -> None:
                     fds[kind] = os.open(f"{procfs}/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
                 except OSError as exc:
                     raise _translate(exc, f"process {pid}") from exc
+        if pidfd is not None:
+            try:
+                signal.pidfd_send_signal(pidfd, 0)  # it lives: what was opened is its, not that of a later one with its pid
+            except OSError as exc:
+                raise _translate(exc, f"process {pid}") from exc
         for kind, fd in fds.items():
             try:
                 libc.setns(fd, kind.flag)

@@ -11,8 +11,7 @@ from nsagent import libc
 from nsagent.launch.descriptors import close_from
 from nsagent.launch.execute import Command, execute
 from nsagent.launch.handshake import Ended, Step, send
-
-_SI_KERNEL = 0x80  # include/uapi/asm-generic/siginfo.h: sent by the kernel, as for a key on the terminal
+from nsagent.launch.signals import SI_KERNEL
 
 
 def run_under_init(command: Command, channel: int, step: Step) -> NoReturn:
@@ -44,7 +43,7 @@ def run_under_init(command: Command, channel: int, step: Step) -> NoReturn:
             if status is not None:
                 send(keep, Ended(status))
                 os._exit(os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status))
-        elif info.si_code != _SI_KERNEL or os.getpgid(pid) != os.getpgrp():  # else CMD has it from the terminal
+        elif info.si_code != SI_KERNEL or os.getpgid(pid) != os.getpgrp():  # else CMD has it from the terminal
             os.kill(pid, info.si_signo)
 
 

@@ -31,7 +31,12 @@ _FORWARDED: Final = (
 PASSED_ON: Final = _FORWARDED - STOPPING  # what a launcher gives CMD when it is sent it itself, and nothing more
 
 _RECORD: Final = struct.Struct("=IiiI112x")  # struct signalfd_siginfo: signo, errno, code, pid
-_SI_KERNEL: Final = 0x80
+SI_KERNEL: Final = 0x80  # include/uapi/asm-generic/siginfo.h: sent by the kernel, as for a key on the terminal
+
+
+def read_ignored() -> frozenset[int]:
+    """Return what the caller had ignored when we were started, which so is ignored by CMD."""
+    return frozenset(int(s) for s in INHERITED if signal.getsignal(s) is signal.SIG_IGN)
 
 
 class Received(NamedTuple):
@@ -48,7 +53,7 @@ class Inbox:
     """
 
     def __init__(self) -> None:
-        self.ignored = frozenset(int(s) for s in INHERITED if signal.getsignal(s) is signal.SIG_IGN)
+        self.ignored = read_ignored()
         taken = (_FORWARDED | {signal.SIGCHLD}) - self.ignored
         self._before = signal.pthread_sigmask(signal.SIG_BLOCK, taken)
         self.fd = libc.signalfd(taken)
@@ -59,7 +64,7 @@ class Inbox:
             data = os.read(self.fd, 64 * _RECORD.size)
         except BlockingIOError:
             return []
-        return [Received(number, code == _SI_KERNEL) for number, _, code, _ in _RECORD.iter_unpack(data)]
+        return [Received(number, code == SI_KERNEL) for number, _, code, _ in _RECORD.iter_unpack(data)]
 
     def close(self) -> None:
         """Drop what nobody read, then unblock: a second Ctrl-C during the tidying up must not end it."""

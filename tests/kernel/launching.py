@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 from tests import support
 
 KINDS = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
+LINKS = "for k in cgroup ipc mnt net pid time user uts; do readlink /proc/self/ns/$k; done"
 
 
 class Done(NamedTuple):
@@ -83,6 +85,10 @@ class Jobs:
         for name in {path.name for path in self.cgroups()}:
             support.remove_cgroups(f"nsagent/{name}")
 
+    def pid_of(self, name: str) -> int:
+        """Return the pid of a running job."""
+        return int(next(job["pid"] for job in self.registered() if job["name"] == name))
+
     def registered(self, kind: str = "") -> list[dict[str, Any]]:
         """Return the job files: live ones, or those under `ended`."""
         return [json.loads(path.read_text()) for path in (self.state / "jobs" / kind).glob("*.json")]
@@ -117,4 +123,14 @@ def running(marker: str) -> list[int]:
 
 def host_inums() -> dict[str, int]:
     """Return the namespaces of this process, by kind."""
-    return {kind: os.stat(f"/proc/self/ns/{kind}").st_ino for kind in KINDS}
+    return inums_of("self")
+
+
+def inums_of(pid: int | str) -> dict[str, int]:
+    """Return the namespaces of a process, by kind."""
+    return {kind: os.stat(f"/proc/{pid}/ns/{kind}").st_ino for kind in KINDS}
+
+
+def inums(text: str) -> dict[str, int]:
+    """Return what LINKS printed, by kind."""
+    return {kind: int(inum) for kind, inum in re.findall(r"(\w+):\[(\d+)\]", text)}

@@ -12,45 +12,20 @@ from pathlib import Path
 import pytest
 
 from tests import support
-from tests.kernel.launching import KINDS, Jobs, host_inums, running
+from tests.kernel.launching import KINDS, LINKS, Jobs, host_inums, inums, inums_of, running
 
 pytestmark = pytest.mark.kernel
 
-LINKS = "for k in cgroup ipc mnt net pid time user uts; do readlink /proc/self/ns/$k; done"
 ALL = "cgroup,ipc,mnt,net,pid,time,user,uts"
 
 
-def inums(text: str) -> dict[str, int]:
-    return {kind: int(inum) for kind, inum in re.findall(r"(\w+):\[(\d+)\]", text)}
-
-
-def inums_of(pid: int) -> dict[str, int]:
-    return {kind: os.stat(f"/proc/{pid}/ns/{kind}").st_ino for kind in KINDS}
-
-
-@pytest.fixture(params=["all but user", "all"])
+@pytest.fixture(params=[ALL.replace("user,", ""), ALL], ids=["all but user", "all"])
 def target(jobs: Jobs, request: pytest.FixtureRequest) -> Iterator[int]:
     """The pid of a process in namespaces of its own, its PID 1."""
-    marker = support.unique_name("target")
-    kinds = ALL if request.param == "all" else ALL.replace("user,", "")
-    _, argv = jobs.argv("--isolate", kinds, "--", "sh", "-c", "while :; do sleep 1000; done", marker, report=False)
-    launcher = subprocess.Popen(argv)
-    try:
-        pid = support.wait_for(lambda: pid_one_of(marker), 60)
-        yield pid
-    finally:
-        launcher.send_signal(signal.SIGTERM)
-        launcher.wait(60)
-
-
-def pid_one_of(marker: str) -> int:
-    for pid in running(marker):
-        status = Path(f"/proc/{pid}/status").read_text()
-        if re.search(r"^NSpid:\t\d+\t1$", status, re.MULTILINE) and os.readlink(f"/proc/{pid}/exe") != os.readlink(
-            "/proc/self/exe"
-        ):
-            return pid
-    return 0
+    name, launcher = jobs.start("--isolate", request.param, "--", "sh", "-c", "echo ready; while :; do sleep 1000; done")
+    yield jobs.pid_of(name)
+    launcher.send_signal(signal.SIGTERM)
+    launcher.communicate(timeout=60)
 
 
 def test_each_kind_alone_and_all_at_once(jobs: Jobs, target: int) -> None:
