@@ -1,4 +1,4 @@
-"""Debian's Prometheus for a test: a server of its own on a free port of 127.0.0.1, which scrapes one target every second."""
+"""Debian's Prometheus for a test: a server of its own on a free port of 127.0.0.1, which scrapes one target."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests import debian
 from tests.support import wait_for
 
 _CONFIG = """\
-global: {{scrape_interval: 1s, scrape_timeout: 1s}}
+global: {{scrape_interval: {interval}s, scrape_timeout: {interval}s}}
 scrape_configs:
   - job_name: nsagent
     static_configs: [{{targets: ["{target}"]}}]
@@ -68,6 +68,11 @@ class Prometheus:
         (found,) = self.query(expression)
         return float(found["value"][1])
 
+    def trouble(self) -> str:
+        """Return what is wrong with the last scrape of each target."""
+        targets = json.loads(self._get("/api/v1/targets"))["data"]["activeTargets"]
+        return "; ".join(f"{each['scrapeUrl']}: {each['lastError'] or 'no error'}" for each in targets)
+
     def own(self, name: str) -> float:
         """Return the sum of a metric of Prometheus itself."""
         lines = self._get("/metrics").decode().splitlines()
@@ -77,9 +82,9 @@ class Prometheus:
 
 
 @contextlib.contextmanager
-def running(directory: Path, target: str) -> Iterator[Prometheus]:
-    """Run a Prometheus that keeps its data below `directory` and scrapes `target`."""
-    (directory / "prometheus.yml").write_text(_CONFIG.format(target=target))
+def running(directory: Path, target: str, interval: int = 1) -> Iterator[Prometheus]:
+    """Run a Prometheus that keeps its data below `directory` and scrapes `target` every `interval` s."""
+    (directory / "prometheus.yml").write_text(_CONFIG.format(target=target, interval=interval))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
