@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "run": ("nsagent.cli.run", "run", "Run a command in namespaces and a cgroup of its own, and report what it used."),
     "ps": ("nsagent.cli.jobs_show", "ps", "List jobs."),
     "inspect": ("nsagent.cli.jobs_show", "inspect", "Print all that is known of a job, as JSON."),
+    "logs": ("nsagent.cli.jobs_show", "logs", "Print what a detached job wrote."),
     "wait": ("nsagent.cli.jobs_control", "wait", "Wait until jobs have ended, and end as they have."),
     "stop": ("nsagent.cli.jobs_control", "stop", "End jobs: SIGTERM, later SIGKILL."),
     "kill": ("nsagent.cli.jobs_control", "kill", "Send jobs a signal."),
@@ -143,7 +144,8 @@ def invoke(args: Sequence[str] | None = None) -> int:
     """Run one command line (default: sys.argv) and return its exit code; errors are printed, never raised."""
     try:
         result = cli.main(args=args, prog_name="nsagent", standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it was closed
+            sys.stdout.flush()
     except click.Abort:  # click turns KeyboardInterrupt into this
         return 130
     except KeyboardInterrupt:

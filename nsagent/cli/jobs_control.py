@@ -10,7 +10,7 @@ import click
 from nsagent.cgroups.layout import read_layout
 from nsagent.cli.jobs import EXIT_CODES, find_all, state_dir_option, swept
 from nsagent.errors import NsagentError, UsageError
-from nsagent.jobs import ended, lookup
+from nsagent.jobs import ended, log, lookup
 from nsagent.jobs.record import JobRecord
 from nsagent.launch import control, quantities
 
@@ -148,6 +148,7 @@ def rm(words: tuple[str, ...], force: bool, state_dir: str | None) -> None:
         if job.end is None:
             _must_end(directory, job, control.end(directory, job, layout))
         ended.remove(directory, job.id)
+        log.remove(directory, job.id)
         click.echo(job.id)
 
 

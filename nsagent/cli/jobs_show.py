@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shlex
+import sys
 import time
 from typing import Any, Final
 
@@ -14,6 +16,8 @@ from nsagent import jobs
 from nsagent.cgroups.layout import Layout, read_layout
 from nsagent.cli.jobs import EXIT_CODES, state_dir_option, swept
 from nsagent.cli.ns_text import shorten, table
+from nsagent.errors import NsagentError
+from nsagent.jobs import log, lookup
 from nsagent.jobs.record import JobRecord
 from nsagent.launch import control
 
@@ -63,6 +67,48 @@ def inspect(job: str, state_dir: str | None) -> None:
     """Print all that is known of a job, as JSON."""
     directory = swept(state_dir)
     click.echo(json.dumps(document(jobs.find(directory, job), read_layout(), report=True), indent=2))
+
+
+@click.command(
+    epilog=f"""\
+{EXIT_CODES}
+
+Examples:
+  nsagent logs web                      what it wrote, errors and all: the newest 4 MiB at least
+  nsagent logs -f --tail 20 web         the last 20 lines, and what comes, until the job ends"""
+)
+@click.option("-f", "--follow", is_flag=True, help="Go on until the job ends.")
+@click.option("-n", "--tail", type=click.IntRange(min=0), metavar="N", help="Begin with the last N lines.")
+@click.argument("job")
+@state_dir_option
+def logs(job: str, follow: bool, tail: int | None, state_dir: str | None) -> None:
+    """Print what a detached job wrote."""
+    directory = swept(state_dir)
+    found = jobs.find(directory, job)
+    if not os.path.exists(log.path(directory, found.id)):
+        hint = "only what --detach leaves running has one, and of those that ended the newest 256 MiB are kept"
+        raise NsagentError(f"job {found.id} has no log", hint=hint)
+    reading = log.Reading(directory, found.id)
+    out = sys.stdout.buffer
+    text = b"".join(reading.read())
+    out.write(text if tail is None else b"".join(_last_lines(text, tail)))
+    out.flush()
+    pause = 0.01
+    going_on = follow
+    while going_on:
+        going_on = lookup.is_held(directory, found.id)  # before the reading: what came before the end is read
+        seen = False
+        for piece in reading.read():
+            out.write(piece)
+            seen = True
+        out.flush()
+        pause = 0.01 if seen else min(pause * 2, 0.2)
+        if going_on:
+            time.sleep(pause)
+
+
+def _last_lines(text: bytes, count: int) -> list[bytes]:
+    return text.splitlines(keepends=True)[-count:] if count else []
 
 
 def document(job: JobRecord, layout: Layout, *, report: bool) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from nsagent import jobs
 from nsagent.cgroups.limits import Limits
 from nsagent.cli import entering, isolation
 from nsagent.cli.run_output import Output
-from nsagent.launch import quantities
+from nsagent.launch import descriptors, quantities
 from nsagent.launch.spec import RunSpec, read_capabilities
 
 EPILOG: Final = """\
@@ -29,6 +29,7 @@ Examples:
   nsagent run --timeout 10m --report json --report-file r.json -- ./nightly
   nsagent run --sample 100ms --cpu-timeout 1h -- ./train         CPU and memory over time; an end after an hour of CPU
   nsagent run --report textfile:/var/lib/node_exporter --push http://127.0.0.1:9091 -- ./backup
+  nsagent run -d --name web -- ./server                          leaves it running: nsagent ps, logs, exec, stop
   nsagent run --dry-run --io-max /dev/vda:wbps=10M -- dd ...     what would be done
   nsagent run                                                    a shell in namespaces of its own
 """
@@ -65,13 +66,16 @@ def _option(name: str, metavar: str, help_text: str, **more: Any) -> Callable[[A
 @_option("push", "URL", "Push the report to a Pushgateway, such as http://127.0.0.1:9091.")
 @_option("sample", "TIME", "Keep CPU and memory over time, read every TIME, such as 100ms.")
 @_option("state-dir", "DIR", "Where jobs are registered.  [default: /run/nsagent, or one of the user's own]")
+@click.option("-d", "--detach", is_flag=True, help="Print the job's id and leave it running; see 'nsagent logs', 'nsagent wait'.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and do nothing.")
 @click.argument("argv", metavar="[--] [CMD [ARG]...]", nargs=-1, type=click.UNPROCESSED)
-def run(argv: tuple[str, ...], state_dir: str | None, dry_run: bool, **words: Any) -> int:
+def run(argv: tuple[str, ...], state_dir: str | None, detach: bool, dry_run: bool, **words: Any) -> int:
     """Run CMD (default: $SHELL) in namespaces and a cgroup of its own, and report what it used.
 
     CMD is PID 1 of a new PID namespace. When it ends, whatever it started ends too, and its cgroup goes.
+    With --detach it reads nothing, 'nsagent logs' has what it writes and 'nsagent inspect' its report.
     """
+    descriptors.open_standard()
     spec = make_spec(argv, words).for_capabilities(read_capabilities())
     if dry_run:
         from nsagent.cgroups.layout import read_layout
@@ -81,10 +85,16 @@ def run(argv: tuple[str, ...], state_dir: str | None, dry_run: bool, **words: An
         click.echo(plan.describe(spec, layout, launcher.parent_cgroup(layout)), nl=False)
         return 0
     # What cannot be told is refused before the job runs, not after it.
+    directory = state_dir or jobs.default_state_dir()
     with Output(words["report"], words["report_file"], words["push"]) as output:
+        if detach:
+            from nsagent.launch import detach as detaching
+
+            click.echo(detaching.start(spec, directory, output.tell, output.fds))
+            return 0
         from nsagent.launch import launcher
 
-        result = launcher.run(spec, state_dir or jobs.default_state_dir())
+        result = launcher.run(spec, directory)
         output.tell(result)
     return result.exit_code
 

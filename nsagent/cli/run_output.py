@@ -49,6 +49,11 @@ class Output:
         if self._file is not None:
             self._file.close()
 
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """The descriptors that `tell` writes to, besides standard error."""
+        return () if self._file is None else (self._file.fileno(),)
+
     def tell(self, result: RunResult) -> None:
         """Write and push the report. What fails is a warning: the job has run, and its exit code is what counts."""
         if self._form != "none":
@@ -59,6 +64,7 @@ class Output:
                 click.echo(words, nl=False, err=True)
             else:
                 self._file.write(words)
+                self._file.flush()
         if not (self._directories or self._push):
             return
         from nsagent.launch import gauges

@@ -20,6 +20,7 @@ from nsagent.launch.identity import Identity, become_maker, become_user
 from nsagent.launch.init import run_under_init
 from nsagent.launch.mounts import MountPlan
 from nsagent.launch.network import loopback_up
+from nsagent.launch.stdio import StdioPlan, take
 
 
 class ChildPlan(NamedTuple):
@@ -39,6 +40,7 @@ class ChildPlan(NamedTuple):
     identity: Identity = Identity()
     die_with_parent: bool = True
     init: bool = False
+    stdio: StdioPlan | None = None  # None: the caller's own descriptors
     confinement: Confinement = Confinement(-1, no_new_privileges=False)
     hidden: bool = False  # from other processes of the job until execve, an init for good; not where our ids are mapped
     foreign_root: bool = False  # not the host's
@@ -95,6 +97,8 @@ def _prepare(plan: ChildPlan, step: Step) -> None:
         os._exit(125)  # the launcher died
     if plan.hidden:
         _hide(step)
+    if plan.stdio is not None:
+        take(plan.stdio, step)
     sources = None
     if plan.mounts is not None:  # while it may still read what its caller may
         sources = mounts.open_sources(plan.mounts, step)

@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 
 from nsagent import libc
+
+
+def open_standard() -> None:
+    """Make those of 0, 1 and 2 that are closed /dev/null: else the next files we open would be CMD's."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
 def close_on_exec_from(first: int) -> None:
@@ -29,6 +39,16 @@ def close_from(first: int) -> None:
                 os.close(fd)
             except OSError:
                 pass
+
+
+def close_others(kept: Collection[int]) -> None:
+    """Close every descriptor that is not among `kept`."""
+    for fd in _open_from(0):
+        if fd not in kept:
+            try:
+                os.close(fd)
+            except OSError:
+                pass  # that of the directory, closed again
 
 
 def _open_from(first: int) -> list[int]:

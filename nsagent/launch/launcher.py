@@ -14,7 +14,7 @@ import errno
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from nsagent import jobs
 from nsagent.cgroups.group import Group
@@ -28,14 +28,23 @@ from nsagent.launch.prepare import child_plan, id_maps
 from nsagent.launch.report import JobUsage, NamespaceRef, RunResult, to_dict
 from nsagent.launch.signals import Inbox, Terminal
 from nsagent.launch.spec import RunSpec
+from nsagent.launch.stdio import Stdio
 from nsagent.launch.supervise import Alarm, CpuTimeout, Ending, Supervisor, failure_error
 from nsagent.launch.timeline import Recorder
 from nsagent.launch.verdict import judge
 from nsagent.namespaces import NamespaceKind
 
 
-def run(spec: RunSpec, state_dir: str) -> RunResult:
+def run(
+    spec: RunSpec,
+    state_dir: str,
+    *,
+    stdio: Callable[[jobs.JobRecord], Stdio] | None = None,
+    started: Callable[[jobs.JobRecord], None] = lambda job: None,
+) -> RunResult:
     """Run the job `spec` asks for to its end, and return what it was and used. Call it in a process without threads.
+
+    `stdio` makes CMD's descriptors 0, 1 and 2, by default the caller's; `started` is called when CMD runs.
 
     Raises: LaunchError (with the exit code: 127 not found, 126 not executable), AccessError, UnsupportedError: CMD did
     not run, and nothing is left. Jobs whose launcher was killed are swept first.
@@ -56,10 +65,12 @@ def run(spec: RunSpec, state_dir: str) -> RunResult:
             isolate=tuple(sorted(spec.isolate)),
         ),
     )
-    inbox, terminal = Inbox(), Terminal()
+    inbox, terminal, made = Inbox(), Terminal(), None
     last: dict[str, object] = {"outcome": "launch_error", "exit_code": 125}
     try:
-        result = _Launch(spec, job, state_dir, inbox, terminal).run(layout)
+        made = stdio(job.record) if stdio else None
+        launch = _Launch(spec, job, state_dir=state_dir, inbox=inbox, terminal=terminal, stdio=made, started=started)
+        result = launch.run(layout)
         last = {"outcome": result.outcome, "exit_code": result.exit_code, "reason": result.reason}
         last["report"] = to_dict(result)
         return result
@@ -72,6 +83,8 @@ def run(spec: RunSpec, state_dir: str) -> RunResult:
         last["reason"] = error.message
         raise error from exc
     finally:
+        if made is not None:
+            made.finish()
         terminal.take_back()
         terminal.close()
         job.finish(end=time.time(), **last)
@@ -131,12 +144,24 @@ def _kill_if_same(pid: int | None, start_ticks: int | None) -> None:
 class _Launch:
     """One launch; what it makes is undone in the opposite order."""
 
-    def __init__(self, spec: RunSpec, job: jobs.JobFile, state_dir: str, inbox: Inbox, terminal: Terminal) -> None:
+    def __init__(
+        self,
+        spec: RunSpec,
+        job: jobs.JobFile,
+        *,
+        state_dir: str,
+        inbox: Inbox,
+        terminal: Terminal,
+        stdio: Stdio | None,
+        started: Callable[[jobs.JobRecord], None],
+    ) -> None:
         self._spec = spec
         self._job = job
         self._state_dir = state_dir
         self._inbox = inbox
         self._terminal = terminal
+        self._stdio = stdio
+        self._started = started
         self._notes = list(spec.notes)
         self._group: Group | None = None
         self._namespaces: dict[str, NamespaceRef] = {}
@@ -218,6 +243,7 @@ class _Launch:
             state_dir=self._state_dir,
             notes=self._notes,
             entry=entry,
+            stdio=self._stdio.plan if self._stdio else None,
         )
         started = time.monotonic_ns()
         try:
@@ -243,6 +269,8 @@ class _Launch:
                 kill=lambda: self._kill(pidfd),
                 pid_one=NamespaceKind.PID in spec.isolate and not spec.init,
                 stop_timeout_ns=spec.stop_timeout_ns,
+                started=lambda: self._started(self._job.record),
+                stdio=self._stdio,
             )
             supervisor.wait_ready()
             if maps is not None:

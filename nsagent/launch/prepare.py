@@ -18,6 +18,7 @@ from nsagent.launch.kernelfs import Hierarchy, KernelPlan
 from nsagent.launch.mounts import MountPlan
 from nsagent.launch.security import ALL, describe
 from nsagent.launch.spec import DEFAULT_PATH, RunSpec, read_capabilities
+from nsagent.launch.stdio import StdioPlan
 from nsagent.launch.users import User
 from nsagent.namespaces import NamespaceKind
 
@@ -35,8 +36,9 @@ def child_plan(
     state_dir: str,
     notes: list[str],
     entry: Entry | None = None,
+    stdio: StdioPlan | None = None,
 ) -> ChildPlan:
-    """Return what the child of `spec` does; the descriptors and `ignored` are those of ChildPlan and Command.
+    """Return what the child of `spec` does; the descriptors, `ignored` and `stdio` are those of ChildPlan and Command.
 
     `maps` are those of a new user namespace.
     `state_dir` has the compiled seccomp filters. `notes` gets what cannot be had here and was not asked for by name.
@@ -51,12 +53,13 @@ def child_plan(
         tasks=tasks,
         entry=entry,
         new_cgroup_namespace=NamespaceKind.CGROUP in spec.isolate,
-        mounts=mount_plan(spec, layout, maps) if NamespaceKind.MNT in spec.isolate else None,
+        mounts=mount_plan(spec, layout, maps, stdio.fds[0] if stdio else 0) if NamespaceKind.MNT in spec.isolate else None,
         loopback=NamespaceKind.NET in spec.isolate,
         hostname=spec.hostname,
         workdir=workdir(spec),
         identity=identity(spec, maps, user),
         init=spec.init,
+        stdio=stdio,
         confinement=confinement(spec, state_dir, notes),
         hidden=os.geteuid() == 0,
         foreign_root=spec.foreign_root,
@@ -147,8 +150,8 @@ def workdir(spec: RunSpec) -> str:
     return here if any(here == target or here.startswith(f"{target}/") for target in files.targets) else ""
 
 
-def mount_plan(spec: RunSpec, layout: Layout, maps: IdMaps | None) -> MountPlan:
-    """Return what a new mnt namespace holds."""
+def mount_plan(spec: RunSpec, layout: Layout, maps: IdMaps | None, stdin: int = 0) -> MountPlan:
+    """Return what a new mnt namespace holds; where `stdin` is a terminal, that is its /dev/console."""
     files = spec.filesystem
     return MountPlan(
         root=files.rootfs,
@@ -156,11 +159,11 @@ def mount_plan(spec: RunSpec, layout: Layout, maps: IdMaps | None) -> MountPlan:
         sealed=not spec.security.privileged,
         volumes=files.volumes,
         tmpfs=files.tmpfs,
-        kernel=_kernel_plan(spec, layout, maps),
+        kernel=_kernel_plan(spec, layout, maps, stdin),
     )
 
 
-def _kernel_plan(spec: RunSpec, layout: Layout, maps: IdMaps | None) -> KernelPlan:
+def _kernel_plan(spec: RunSpec, layout: Layout, maps: IdMaps | None, stdin: int) -> KernelPlan:
     """Choose /proc, /sys and /dev. What a user namespace does not own (a shared PID or net namespace's) it cannot mount."""
     new, user = spec.isolate, spec.foreign_user
     root = spec.filesystem.rootfs
@@ -170,7 +173,7 @@ def _kernel_plan(spec: RunSpec, layout: Layout, maps: IdMaps | None) -> KernelPl
     other_net = NamespaceKind.NET in new or (NamespaceKind.NET in spec.joined and not user)
     sys = "new" if other_net or (root and not user) else "host" if root else "keep"
     try:
-        terminal = os.ttyname(0) if dev == "new" else ""
+        terminal = os.ttyname(stdin) if dev == "new" else ""
     except OSError:
         terminal = ""
     return KernelPlan(

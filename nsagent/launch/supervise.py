@@ -14,8 +14,10 @@ from nsagent.cgroups.meter import Meter
 from nsagent.errors import LaunchError, UnsupportedError
 from nsagent.launch.handshake import Decoder, Ended, Failed, Ready
 from nsagent.launch.signals import HARMLESS, STOPPING, Inbox, Received, Terminal, read_disposition
+from nsagent.launch.stdio import Stdio
 
 _CPU_PAUSE_NS = 4_000_000  # a tick: a running task's time is not known sooner
+_STOP_DEADLINE_S = 5.0
 _SUSPEND_GRACE_S = 0.2  # for a program that puts its terminal in order on SIGTSTP
 
 
@@ -64,6 +66,7 @@ class Supervisor:
     """Watches one child. `pid_one`: it is PID 1 of a namespace of its own, and has no init of ours.
 
     `kill` ends every process of the job; it is called for a carried-out signal and `stop_timeout_ns` after a `stop`.
+    `started` is called when CMD runs. `stdio`: CMD's descriptors where they are not ours.
     """
 
     def __init__(
@@ -77,6 +80,8 @@ class Supervisor:
         kill: Callable[[], None],
         pid_one: bool,
         stop_timeout_ns: int,
+        started: Callable[[], None] = lambda: None,
+        stdio: Stdio | None = None,
     ) -> None:
         self._pid = pid
         self._pidfd = pidfd
@@ -92,6 +97,8 @@ class Supervisor:
         self._carried_out: int | None = None
         self._stopped = ""
         self._stop_timeout_ns = stop_timeout_ns
+        self._started = started
+        self._stdio = stdio
         self._grace = Alarm(None, self._end_grace)
         self._poll = select.poll()
         for fd in (pidfd, channel):
@@ -110,13 +117,21 @@ class Supervisor:
                 raise LaunchError("the child ended before it was ready", stage="handshake", call="read")
 
     def wait(self, alarms: Iterable[Alarm] = ()) -> Ending:
-        """Pass signals on, and do what `alarms` say, until the child has ended."""
+        """Pass signals on, and do what `alarms` and the relays of `stdio` say, until the child has ended."""
         self._poll.register(self._inbox.fd, select.POLLIN)
         alarms = [*alarms, self._grace]
+        relays = self._stdio.begin(self._pressed) if self._stdio else ()
         while True:
             due_ns = min((alarm.due_ns for alarm in alarms if alarm.due_ns is not None), default=None)
             left_ms = None if due_ns is None else max(0, (due_ns - time.monotonic_ns() + 999_999) // 1_000_000)
+            waited = [relay for relay in relays if relay.events]
+            for relay in waited:
+                self._poll.register(relay.fd, relay.events)
             ready = {fd for fd, _ in self._poll.poll(left_ms)}
+            for relay in waited:
+                self._poll.unregister(relay.fd)
+                if relay.fd in ready:
+                    relay.ready()
             if self._channel in ready:
                 self._read_channel()
             if self._pidfd in ready:
@@ -157,6 +172,8 @@ class Supervisor:
             if not data:
                 self._running = True
                 self._poll.unregister(self._channel)
+                if self._failure is None:
+                    self._started()
             elif not select.select([self._channel], [], [], 0)[0]:
                 break
 
@@ -165,6 +182,8 @@ class Supervisor:
             self._follow_stop()
         elif received.number in STOPPING:
             self._suspend(received)
+        elif received.number == signal.SIGWINCH and self._stdio:
+            self._stdio.resize()
         elif received.number == signal.SIGCONT:
             self._signal(signal.SIGCONT)
         else:
@@ -188,6 +207,10 @@ class Supervisor:
                 return
         if not has_it:
             self._signal(number)
+
+    def _pressed(self, number: int) -> None:
+        """Do for a PID 1 what its terminal's key does not; CMD's group has the signal already."""
+        self.send(number, has_it=True)
 
     def _signal(self, number: int) -> None:
         try:
@@ -213,7 +236,16 @@ class Supervisor:
             if does.handled:
                 time.sleep(_SUSPEND_GRACE_S)
             self._signal(signal.SIGSTOP)
+            self._await_stop()
         self._stop_ourselves()
+
+    def _await_stop(self) -> None:
+        """Wait until SIGSTOP has worked: until then CMD may take what is typed for the shell. In a frozen cgroup it does not."""
+        deadline, pause = time.monotonic() + _STOP_DEADLINE_S, 0.0005
+        while time.monotonic() < deadline and not select.select([self._pidfd], [], [], pause)[0]:
+            if os.waitid(os.P_PIDFD, self._pidfd, os.WSTOPPED | os.WNOHANG) is not None:
+                return
+            pause = min(pause * 2, 0.05)
 
     def _follow_stop(self) -> None:
         """Where the child stopped itself on our terminal (`suspend` in a shell), stop too: else nobody could go on."""
@@ -228,7 +260,10 @@ class Supervisor:
 
     def _stop_ourselves(self) -> None:
         group = self._terminal.take_back()
-        os.kill(os.getpid(), signal.SIGSTOP)
+        if self._stdio is None:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        else:
+            self._stdio.suspended(lambda: os.kill(os.getpid(), signal.SIGSTOP))
         if group is not None:
             self._terminal.give(group)
         self._signal(signal.SIGCONT)
