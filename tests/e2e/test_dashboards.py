@@ -133,11 +133,11 @@ def test_every_rule_has_data(name: str, expression: str, scene: Scene) -> None:
 def test_what_has_no_data_is_found(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """The positive control of the tests above."""
     panels = [
-        {"type": "stat", "title": "x", "targets": [{"expr": f"nsagent_cgroup_pids{{cgroup=~'{path}'}}"}]}
+        {"type": "stat", "title": "x", "targets": [{"expr": f"nsagent_cgroup_cpu_usage_seconds_total{{cgroup=~'{path}'}}"}]}
         for path in ("/", "/nowhere")
     ]
     monkeypatch.setitem(BOARDS, "x", {"panels": panels, "templating": {"list": []}})
-    assert without_data(scene, "x") == ["x: nsagent_cgroup_pids{cgroup=~'/nowhere'}"]
+    assert without_data(scene, "x") == ["x: nsagent_cgroup_cpu_usage_seconds_total{cgroup=~'/nowhere'}"]
 
 
 def value(scene: Scene, uid: str, title: str, part: int = 0) -> float:
