@@ -139,7 +139,7 @@ def _run(config: AgentConfig, read: Callable[[], AgentConfig], stack: contextlib
     node = stack.enter_context(open_node(config, keep_history=True))
     assert node.history is not None
     assert node.findings is not None
-    patrol = Patrol(node.findings, node.hub.publish, node.attached.rows if node.attached else None)
+    patrol = Patrol(node.findings, node.hub.publish, node.attached.created if node.attached else None)
     sinks = [Sink(parse(text, parse_bytes), lambda: node.hub.subscribe(EventFilter()), SCHEMA) for text in config.events_to]
     watch = Watch(node.sampler, node.history, _unseen)
     encoder = Encoder(catalogue.FAMILIES, Process(), max_series=config.max_series)

@@ -16,7 +16,6 @@ from typing import Any, Final
 from nsagent import namespaces
 from nsagent.errors import NsagentError, UsageError
 from nsagent.events import SCHEMA, SyscallEvent, clock_text, printable
-from nsagent.kernel import abi
 from nsagent.namespaces import KINDS, NamespaceId, NamespaceKind
 
 RULES: Final = {
@@ -195,11 +194,11 @@ class Findings:
         )
         return [Finding(event.time_ns, "unprivileged_userns", message, {"kinds": used}, event)]
 
-    def of_rows(self, rows: Iterable[tuple[int, ...]], now_s: float) -> list[Finding]:
-        """Compare how many processes each cgroup made since the last call. `rows` are Attached.rows(); `now_s` only grows."""
+    def of_rows(self, rows: Iterable[tuple[int, int]], now_s: float) -> list[Finding]:
+        """Compare how many processes each cgroup made since the last call. `rows` are Attached.created(); `now_s` only grows."""
         if "clone_storm" not in self.on:
             return []
-        now = {(index, words[0]): words[_CREATED] for index, words in enumerate(rows) if words[_CREATED]}
+        now = {(index, cgroup): count for index, (cgroup, count) in enumerate(rows) if count}
         before, since = self._rows, self._rows_at
         self._rows, self._rows_at = now, now_s
         if since is None or now_s <= since:
@@ -245,7 +244,6 @@ class Findings:
 
 
 _USED: Final = NamespaceKind.MNT.flag | NamespaceKind.NET.flag
-_CREATED: Final = abi.KEY_WORDS + abi.ROW_FIELDS.index("processes_created")
 
 
 def _who(event: SyscallEvent) -> str:

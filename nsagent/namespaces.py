@@ -16,7 +16,7 @@ import fcntl
 import os
 import signal
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Final, NamedTuple
 
 from nsagent import libc
@@ -123,7 +123,9 @@ def _translate(exc: OSError, what: str) -> NsagentError:
     return NsagentError(f"{what}: {exc.strerror}")
 
 
-def read_inums(pid: int | str, procfs: str = "/proc", *, for_children: bool = False) -> dict[NamespaceKind, int]:
+def read_inums(
+    pid: int | str, procfs: str = "/proc", *, for_children: bool = False, kinds: Collection[NamespaceKind] = KINDS
+) -> dict[NamespaceKind, int]:
     """Return the inode number of each namespace of a process (or ``self``), by readlink: the cheapest look.
 
     `for_children`: pid and time are then those that the next child will be in (after unshare(2) they differ).
@@ -135,7 +137,7 @@ def read_inums(pid: int | str, procfs: str = "/proc", *, for_children: bool = Fa
     """
     inums: dict[NamespaceKind, int] = {}
     directory = f"{procfs}/{pid}/ns"
-    for kind in KINDS:
+    for kind in kinds:
         try:
             link = os.readlink(f"{directory}/{_entry(kind, for_children)}")
         except OSError as exc:

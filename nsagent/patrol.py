@@ -14,7 +14,7 @@ from nsagent.namespaces import NamespaceId
 
 log = logging.getLogger(__name__)
 
-ROUND_S: Final = 5.0  # one copy of the rows: 6 ms for 10,000
+ROUND_S: Final = 5.0  # two words of each row
 _HELD_S: Final = ORPHAN_S / 10  # a look at every process and descriptor
 
 
@@ -29,13 +29,13 @@ def read_held(procfs: str = "/proc") -> dict[NamespaceId, tuple[str, ...]]:
 
 
 class Patrol:
-    """Makes a round when `round` is called and it is time; `publish` takes what it found. `rows` None: no programs."""
+    """Makes a round when `round` is called and it is time; `publish` takes what it found. `rows` is for Findings.of_rows."""
 
     def __init__(
         self,
         findings: Findings,
         publish: Callable[[Sequence[Finding]], None],
-        rows: Callable[[], Iterable[tuple[int, ...]]] | None,
+        rows: Callable[[], Iterable[tuple[int, int]]] | None,
         procfs: str = "/proc",
     ) -> None:
         self._findings = findings

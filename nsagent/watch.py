@@ -23,16 +23,18 @@ log = logging.getLogger(__name__)
 TICK_S: Final = 15.0  # an end is known no later than that, nor less precisely
 _SAVE_S: Final = 60.0
 _MEMBERS: Final = 8  # remembered a namespace
+_LONGEST_PAUSE: Final = 16  # ticks: 4 minutes
 Answer = tuple[dict[str, Any], Iterable[Mapping[str, Any]]]  # the first line, and those that follow
 _FIELDS: Final = {"kind": str, "inum": int, "id": int}
 
 
 def read_members(wanted: Collection[Key], procfs_root: str = "/proc") -> dict[Key, tuple[Member, ...]]:
-    """Return who is in those namespaces, eight each at most, by pid; nine readlinks a process and two reads a member."""
+    """Return who is in those namespaces, eight each at most, by pid; a readlink a process and kind, two reads a member."""
+    kinds = {kind for kind, _ in wanted}
     pids: dict[Key, list[int]] = {}
     for pid in namespaces.walk_pids(procfs_root) if wanted else ():
         try:
-            found = namespaces.read_inums(pid, procfs_root)
+            found = namespaces.read_inums(pid, procfs_root, kinds=kinds)
         except NsagentError:
             continue
         for key in found.items():
@@ -87,6 +89,28 @@ def _accounting_path(memberships: Iterable[procfs.Membership]) -> str:
     return next((paths[name] for name in ("cpuacct", "cpu", "memory", "") if name in paths), "")
 
 
+class Search:
+    """Which namespaces to look for members of. Where nobody is found, it may be for long: a thread alone is in it, or a process
+    that is not in this /proc. It is due again after 2, 4, 8.. rounds: a look is at every process."""
+
+    def __init__(self) -> None:
+        self._pauses: dict[Key, tuple[int, int]] = {}  # rounds left to wait, rounds of this pause
+        self._due: set[Key] = set()
+
+    def due(self, wanted: Collection[Key]) -> set[Key]:
+        """Begin a round: return what to look for now. What is wanted no more is forgotten."""
+        self._pauses = {key: (left - 1, pause) for key, (left, pause) in self._pauses.items() if key in wanted}
+        self._due = {key for key in wanted if self._pauses.get(key, (0, 0))[0] <= 0}
+        return self._due
+
+    def end(self, found: Collection[Key]) -> None:
+        """End a round: take in what was found."""
+        for key in self._due:
+            pause = min(2 * self._pauses.pop(key, (0, 1))[1], _LONGEST_PAUSE)
+            if key not in found:
+                self._pauses[key] = (pause, pause)
+
+
 class Watch:
     """Looks every TICK_S if nobody else did, and answers requests. `lost`: events that never came, since the load."""
 
@@ -95,6 +119,7 @@ class Watch:
         self._history = history
         self._lost = lost
         self._saved = time.monotonic()
+        self._search = Search()
 
     @property
     def answers(self) -> dict[str, Callable[[dict[str, Any]], Answer]]:
@@ -112,7 +137,10 @@ class Watch:
                 self._sampler.read()
             # twice: what a container's first process is called before its exec, nobody wants to know
             young_ns = self._history.looked_ns - round(2 * TICK_S * 1e9)
-            self._history.describe(read_members(self._history.living(heard_since_ns=young_ns)))
+            wanted = self._search.due(self._history.living(heard_since_ns=young_ns))
+            members = read_members(wanted)
+            self._search.end(members.keys())
+            self._history.describe(members)
             self._history.tell(*read_about(self._history.oldest()))
             if time.monotonic() - self._saved >= _SAVE_S:
                 self._history.save()

@@ -26,6 +26,7 @@ ROWS = 10240  # contexts: 3.6 MB
 RING_BYTES = 1 << 20  # 3,600 events
 _WORD = struct.Struct("=Q")
 _BEFORE_ALL = (1 << 64) - 1
+_CREATED = abi.KEY_WORDS + abi.ROW_FIELDS.index("processes_created")
 # Which words of a row a missing feature leaves empty.
 _FIELDS = {
     "run_queue": ("run_queue_ns",),
@@ -250,6 +251,13 @@ class Attached:
         """Yield each row that was ever used, by index from 0; a row given back has cgroup and namespaces all 0."""
         return abi.ROW.iter_unpack(self._maps["rows"].read_array(0, self._config("next_row") + 1))
 
+    def created(self) -> Iterator[tuple[int, int]]:
+        """Yield (cgroup, processes created in it) of each row, as `rows` does; 2 of its 46 words, and a tenth of its time."""
+        step = abi.ROW.size // _WORD.size
+        with memoryview(self._maps["rows"].mmap()) as memory, memory.cast("Q") as words:
+            end = (self._config("next_row") + 1) * step
+            return zip(words[:end:step].tolist(), words[_CREATED:end:step].tolist(), strict=True)
+
     @property
     def capacity(self) -> int:
         """How many contexts there are rows for."""
@@ -314,6 +322,10 @@ class Attached:
     def status(self) -> objects.Status:
         """Programs, maps, their memory and pins."""
         return self._loaded.status()
+
+    def map_status(self) -> tuple[objects.MapStatus, ...]:
+        """The maps and their memory."""
+        return self._loaded.map_status()
 
     def close(self) -> None:
         """Let go; the pins keep the kernel counting."""

@@ -15,6 +15,7 @@ from nsagent.kernel import bpf
 
 _TYPE_NAMES: Final = {number: name for name, number in bpf.MAP_TYPES.items()}
 _BATCHED: Final = frozenset({"hash", "lru_hash", "array", "percpu_array", "percpu_hash"})
+_FIRST_BATCH: Final = 256  # most maps hold few elements, and the buffers are zeroed and copied whole
 _BATCH: Final = 4096
 
 
@@ -43,6 +44,7 @@ class Map:
         self.stride_bytes = rounded * possible_cpus() if self.type.startswith("percpu") else rounded
         self._value_bytes = self.stride_bytes if self.type.startswith("percpu") else info.value_size
         self._memory: mmap.mmap | None = None
+        self._memory_bytes: int | None = None  # of a map that has all its memory from the start
 
     def __repr__(self) -> str:
         return f"Map({self.name!r}, {self.type}, {self.key_size} -> {self.value_size} x {self.max_entries})"
@@ -97,8 +99,16 @@ class Map:
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
         """Walk keys and values, thousands a call."""
+        for got, keys, values in self._batches():
+            for i in range(got):
+                yield (
+                    keys[i * self.key_size : (i + 1) * self.key_size],
+                    values[i * self._value_bytes : (i + 1) * self._value_bytes],
+                )
+
+    def _batches(self) -> Iterator[tuple[int, bytes, bytes]]:
         token: bytes | None = None
-        count = min(self.max_entries, _BATCH)
+        count = min(self.max_entries, _FIRST_BATCH)
         while True:
             try:
                 token, got, keys, values = bpf.map_lookup_batch(self.fd, token, self.key_size, self._value_bytes, count)
@@ -107,19 +117,16 @@ class Map:
                     count = min(2 * count, self.max_entries)
                     continue
                 raise bpf.translate(exc, f"map {self.name}") from exc
-            for i in range(got):
-                yield (
-                    keys[i * self.key_size : (i + 1) * self.key_size],
-                    values[i * self._value_bytes : (i + 1) * self._value_bytes],
-                )
+            yield got, keys, values
             if token is None:
                 return
+            count = min(2 * count, self.max_entries, _BATCH)
 
     def entries(self) -> int | None:
         """Count the elements; None where that has no meaning (arrays) or no cheap way (queues, storage, rings)."""
         if self.type not in _BATCHED or self.type.endswith("array"):
             return None
-        return sum(1 for _ in self.items())
+        return sum(got for got, _, _ in self._batches())
 
     def mmap(self, count: int | None = None) -> mmap.mmap:
         """Return the array's own memory, read-only, its first `count` elements (default: all) or more: element i is at
@@ -148,7 +155,12 @@ class Map:
         An estimate, 0 for a ring buffer, before Linux kernel commit 90a5527d7686 ("bpf: add new map ops ->map_mem_usage")
         (in v6.4).
         """
-        return bpf.memlock_bytes(self.fd) or None
+        if self._memory_bytes is None:
+            found = bpf.memlock_bytes(self.fd) or None
+            if self.flags & bpf.MAP_FLAGS["no_prealloc"]:
+                return found
+            self._memory_bytes = found
+        return self._memory_bytes
 
     def close(self) -> None:
         """Give up the mapping and the descriptor; a pinned map lives on."""

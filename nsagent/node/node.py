@@ -240,7 +240,7 @@ class Node:
         full = {"rows": self.attached.statistic("rows_full")}
         if self.ends:
             full["cgroup_events"] = self.attached.statistic("cgroups_lost")
-        maps = self.attached.status().maps
+        maps = self.attached.map_status()
         return tuple(MapFigures(m.name, m.entries, m.max_entries, m.memory_bytes, full.get(m.name)) for m in maps)
 
     def take_events(self) -> None:

@@ -148,7 +148,7 @@ def test_a_clone_storm(attached: Attached, new_cgroup: Callable[[str], Accounted
         for cgroup, count in ((stormy, forks), (busy, 50)):
             process = cgroup.run([load, "forks", str(count), "0"])
             process.communicate(timeout=60)
-        return [each for each in findings.of_rows(attached.rows(), now) if each.cgroup_id in ours]
+        return [each for each in findings.of_rows(attached.created(), now) if each.cgroup_id in ours]
 
     assert check(0, 600) == []  # what came before is not compared with anything
     assert check(1, 600) == []  # a burst
@@ -162,18 +162,9 @@ def test_a_clone_storm(attached: Attached, new_cgroup: Callable[[str], Accounted
 
 def test_processes_that_only_changed_their_row_are_no_storm() -> None:
     """A fold moves a count into another row: twice a fold in a row, and nobody made a process."""
-    from nsagent.kernel import abi
-
-    at = abi.KEY_WORDS + abi.ROW_FIELDS.index("processes_created")
-
-    def row(cgroup: int, created: int) -> tuple[int, ...]:
-        words = [cgroup] + [0] * (abi.ROW.size // 8 - 1)
-        words[at] = created
-        return tuple(words)
-
     findings = Findings(storm_per_s=500)
-    assert findings.of_rows([row(1, 10), row(2, 5000), row(3, 5000)], 0) == []
-    assert findings.of_rows([row(1, 5010), row(0, 0), row(3, 5000)], 1) == []
-    assert findings.of_rows([row(1, 10010), row(0, 0), row(0, 0)], 2) == []
-    assert findings.of_rows([row(1, 15010), row(0, 0), row(0, 0)], 3) == []
-    assert len(findings.of_rows([row(1, 20010), row(0, 0), row(0, 0)], 4)) == 1
+    assert findings.of_rows([(1, 10), (2, 5000), (3, 5000)], 0) == []
+    assert findings.of_rows([(1, 5010), (0, 0), (3, 5000)], 1) == []
+    assert findings.of_rows([(1, 10010), (0, 0), (0, 0)], 2) == []
+    assert findings.of_rows([(1, 15010), (0, 0), (0, 0)], 3) == []
+    assert len(findings.of_rows([(1, 20010), (0, 0), (0, 0)], 4)) == 1
