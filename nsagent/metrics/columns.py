@@ -203,6 +203,7 @@ class Table(Generic[K]):
         if keys != self._keys:
             self._keys, old = keys, self._batches
             self._batches = {rows: old.get(rows) or self._batch(rows) for rows in _cut(keys)}
+            del old  # the lines of what is gone, before others are written
         start = 0
         for rows, batch in self._batches.items():
             batch.update(values[start : start + len(rows)], self._parts, split=self._split)

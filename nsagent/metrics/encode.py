@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Final
 
+from nsagent import libc
 from nsagent.cgroups.stats import CgroupStats
 from nsagent.metrics.agent import SCRAPE_SAMPLES, SERIES_DROPPED
 from nsagent.metrics.budget import Budget, Key, labels_of
@@ -23,6 +24,7 @@ from nsagent.sample import NodeSample
 
 TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS: Final = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+_MUCH: Final = 8  # such a part of what is shown
 
 
 def accepts_openmetrics(accept: str) -> bool:
@@ -95,6 +97,8 @@ class Encoder:
         if self._budget.most and (total := self._samples) > self._budget.most:
             self._budget.drop(self._series(sample), total)
             self._fill(sample)
+            if total - self._budget.most > self._budget.most // _MUCH:
+                libc.give_back_memory()  # of the lines of what is not shown
 
     def _fill(self, sample: NodeSample) -> None:
         hidden = self._budget.hidden

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import tracemalloc
 from collections.abc import Iterator
 from typing import Any
 
@@ -302,3 +303,24 @@ def test_numbers(number: float, written: str) -> None:
 )
 def test_accept(accept: str, wanted: bool) -> None:
     assert encode.accepts_openmetrics(accept) is wanted
+
+
+def test_lines_of_what_is_gone_are_let_go_before_others_are_written() -> None:
+    """Of 5,000 cgroups they are 25 MB, and what malloc has once had it keeps."""
+    encoder = Encoder(catalogue.FAMILIES)
+    first, second = (
+        NodeSample(
+            1, FACTS, cgroups={f"/{name}{n}": CgroupStats(CpuStats(*range(10)), MemoryStats(*range(17))) for n in range(500)}
+        )
+        for name in "ab"
+    )
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        encoder.chunks(first)
+        kept = tracemalloc.get_traced_memory()[0] - before
+        tracemalloc.reset_peak()
+        encoder.chunks(second)
+        assert tracemalloc.get_traced_memory()[1] - before < 1.5 * kept
+    finally:
+        tracemalloc.stop()
