@@ -1,12 +1,16 @@
-"""What a reader keeps of a cgroup between readings: descriptors within a budget, and the bytes it read last."""
+"""What a reader keeps of a cgroup between readings: descriptors within a budget, and the bytes it read last.
+
+There are thousands, so each is small: what was not opened has no descriptor, what has none has no table of them, and files that
+are alike in many cgroups are kept once.
+"""
 
 from __future__ import annotations
 
-import collections
+import functools
 import os
 import resource
 from collections.abc import Collection, Mapping
-from typing import Any, Final
+from typing import Final
 
 from nsagent.cgroups.falls import Lost
 from nsagent.cgroups.files import GONE, open_file, read_kept, read_once
@@ -18,6 +22,7 @@ MOST_FILES: Final = 9000  # 45 MB of kernel memory
 _MOST_DIRECTORIES: Final = 16384
 _PINNED_BYTES: Final = 5 << 10  # by a cgroup file's descriptor after its first read (seq_file's page and more), measured on 6.18
 _DIRECTORY_BYTES: Final = 1 << 10
+_NOTHING: Final[frozenset[str]] = frozenset()
 _READ_ONCE: Final = -1  # in place of a descriptor: most files are never read again, because the fast lane stands for them
 
 
@@ -39,39 +44,49 @@ class Budget:
 
 
 class Record:
-    """A cgroup: its path, its files' bytes by part, what they were parsed to, and the parts whose bytes changed since."""
+    """A cgroup: its path, its files' bytes by part, what they were parsed to, and the parts whose bytes changed since.
 
-    __slots__ = ("changed", "files", "ids", "limit", "lost", "parsed", "path", "stats", "wanted")
+    The files of a part that did not change may be those of another record too.
+    """
+
+    __slots__ = ("changed", "files", "ids", "lost", "path", "stats", "wanted")
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.ids: Mapping[str, int] = {}
         self.wanted = True
-        self.files: dict[str, dict[str, bytes]] = collections.defaultdict(dict)
-        self.changed: set[str] = set()
-        self.parsed: dict[str, Any] = {}
+        self.files: dict[str, dict[str, bytes]] = {}
+        self.changed: frozenset[str] = _NOTHING
         self.lost: Lost = {}
-        self.limit: float | None = None
         self.stats = CgroupStats()
 
     def put(self, part: str, name: str, text: bytes) -> None:
         """Take in what a file has."""
-        files = self.files[part]
-        if files.get(name) != text:
-            files[name] = text
-            self.changed.add(part)
+        if self.files.get(part, {}).get(name) != text:
+            self._change(part)[name] = text
 
     def forget(self, part: str, name: str) -> None:
         """A file is not there, or not read, any more."""
-        if self.files[part].pop(name, None) is not None:
-            self.changed.add(part)
+        if name in self.files.get(part, {}):
+            del self._change(part)[name]
+
+    def parse_again(self, part: str) -> None:
+        """What the files of a part are parsed to may be otherwise by now."""
+        self._change(part)
+
+    def _change(self, part: str) -> dict[str, bytes]:
+        """Return the files of a part, to be changed."""
+        if part not in self.changed:
+            self.changed |= {part}
+            self.files[part] = dict(self.files.get(part, {}))
+        return self.files[part]
 
 
 class Place:
-    """A cgroup in one hierarchy. Without a descriptor of its directory, where those are used up, files are opened by path."""
+    """A cgroup in one hierarchy. Its directory is opened when a file is first read; where descriptors are used up, or only the
+    fast lane tells of it, it has none."""
 
     __slots__ = (
-        "_base",
         "_budget",
         "_directory",
         "_kept",
@@ -89,50 +104,32 @@ class Place:
         "told",
     )
 
-    def __init__(self, hierarchy: Hierarchy, record: Record, number: int, directory: str, budget: Budget) -> None:
-        """Raises OSError: it is not there (any more)."""
+    def __init__(self, hierarchy: Hierarchy, record: Record, number: int, budget: Budget) -> None:
+        """`number` is its kernfs id; 0: whichever has the path."""
         self.hierarchy = hierarchy
         self.record = record
         self.id = number
         self.above: int | None = None  # the id of its parent
         self.gone = False
         self.is_root = record.path == (hierarchy.prefix or "/")
-        self.controllers = hierarchy.controllers if hierarchy.version == 1 else frozenset[str]()
-        self._kept: dict[str, int] = {}
-        self._listed: bytes | None = None
-        self.told: int | None = None  # digest of the fast lane's record
-        self.served: frozenset[str] = frozenset()  # the files it stands for
+        self.controllers = hierarchy.controllers if hierarchy.version == 1 else _NOTHING
+        self.told = False  # what the last walk of the fast lane said of it is in its record
+        self.served: frozenset[str] = _NOTHING  # the files it stands for
         self.stat: int | None = None  # what it says memory.stat goes by
         self.stat_read: int | None = None  # what memory.stat went by when it was read
+        self._kept: dict[str, int] | None = None
+        self._listed: bytes | None = None
         self._budget = budget
-        self._base = directory + "/"
         self._directory: int | None = None
-        if budget.directories_left > 0:
-            self._directory = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            self._base = ""
-            budget.directories_left -= 1
-
-    @classmethod
-    def open(cls, hierarchy: Hierarchy, record: Record, number: int, budget: Budget) -> Place | None:
-        """Return the place of a cgroup in `hierarchy`; None where it is not there or may not be read. Raises NsagentError."""
-        directory = hierarchy.directory(record.path)
-        if directory is None:
-            return None
-        try:
-            return cls(hierarchy, record, number, directory, budget)
-        except OSError as exc:
-            if exc.errno in GONE:
-                return None
-            raise NsagentError(f"{directory} cannot be opened: {exc.strerror}") from exc
 
     def close(self) -> None:
         """Close its descriptors."""
         self.gone = True
-        for descriptor in self._kept.values():
+        for descriptor in (self._kept or {}).values():
             if descriptor >= 0:
                 os.close(descriptor)
                 self._budget.files_left += 1
-        self._kept.clear()
+        self._kept = None
         if self._directory is not None:
             os.close(self._directory)
             self._directory = None
@@ -141,44 +138,74 @@ class Place:
     def read(self, name: str, *, keep: bool = False) -> bytes | None:
         """Read a file; None where there is none to read. `keep` its descriptor, from the second reading on, if the budget has
         room. Raises NsagentError."""
-        kept = self._kept.get(name)
+        kept = self._kept.get(name) if self._kept else None
         if kept is None or kept < 0:
+            self._open_directory()
+            if self.gone:
+                return None
             if not keep or kept is None or self._budget.files_left <= 0:
                 if keep:
-                    self._kept[name] = _READ_ONCE
-                return read_once(self._base + name, self._directory)
-            kept = open_file(self._base + name, self._directory)
+                    self._keep(name, _READ_ONCE)
+                return read_once(self._path(name), self._directory)
+            kept = open_file(self._path(name), self._directory)
             if kept is None:
                 return None
-            self._kept[name] = kept
+            self._keep(name, kept)
             self._budget.files_left -= 1
         text = read_kept(kept, name)
-        if text is None:  # a removed cgroup's gives ENODEV
+        if text is None and self._kept:  # a removed cgroup's gives ENODEV
             del self._kept[name]
             self._budget.files_left += 1
             os.close(kept)
         return text
 
+    def _keep(self, name: str, descriptor: int) -> None:
+        if self._kept is None:
+            self._kept = {}
+        self._kept[name] = descriptor
+
+    def _path(self, name: str) -> str:
+        """Return the path of a file, from the directory's descriptor where there is one."""
+        return name if self._directory is not None else f"{self.hierarchy.directory(self.record.path)}/{name}"
+
+    def _open_directory(self) -> None:
+        """Have a descriptor of the directory, if the budget has room. If its path leads to another cgroup by now, it is gone."""
+        if self._directory is not None or self._budget.directories_left <= 0 or self.gone:
+            return
+        path = self._path(".")
+        try:
+            directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as exc:
+            if exc.errno not in GONE:
+                raise NsagentError(f"{path} cannot be opened: {exc.strerror}") from exc
+            self.gone = True
+            return
+        if self.id and os.fstat(directory).st_ino != self.id:
+            os.close(directory)
+            self.gone = True
+            return
+        self._directory = directory
+        self._budget.directories_left -= 1
+
     def leave(self) -> None:
         """The fast lane says nothing of it any more."""
-        self.told = self.stat = None
-        self.served = frozenset()
+        self.told, self.stat, self.served = False, None, _NOTHING
 
     def lives(self) -> bool:
         """Tell whether the cgroup still exists, so that a file it lacks is one that it never had: a removed one has no file."""
-        return self.has("cgroup.procs")
+        return not self.gone and self.has("cgroup.procs")
 
     def stands(self) -> bool:
         """Tell whether what is read is still this cgroup, and not one made anew: without a descriptor it is read by path."""
         try:
-            return os.stat(self._base or ".", dir_fd=self._directory).st_ino == self.id
+            return os.stat(self._path("."), dir_fd=self._directory).st_ino == self.id
         except OSError:
             return False
 
     def has(self, name: str) -> bool:
         """Tell whether a file is there."""
         try:
-            os.stat(self._base + name, dir_fd=self._directory)
+            os.stat(self._path(name), dir_fd=self._directory)
         except OSError:
             return False
         return True
@@ -186,7 +213,7 @@ class Place:
     def list(self) -> list[str]:
         """Return the names of its files."""
         try:
-            return os.listdir(self._base if self._directory is None else self._directory)
+            return os.listdir(self._path(".") if self._directory is None else self._directory)
         except OSError:
             return []
 
@@ -202,5 +229,10 @@ class Place:
         if text == self._listed:
             return False
         self._listed = text
-        self.controllers = frozenset(os.fsdecode(text or b"").split())
+        self.controllers = _controllers(text or b"")
         return True
+
+
+@functools.lru_cache(maxsize=64)
+def _controllers(text: bytes) -> frozenset[str]:
+    return frozenset(os.fsdecode(text).split())

@@ -21,12 +21,12 @@ from nsagent.cgroups.layout import Hierarchy, Layout
 from nsagent.cgroups.pace import BOUNDS_S, Pace
 from nsagent.cgroups.places import Budget, Place, Record
 from nsagent.cgroups.sources import Source, find_sources, is_empty, stands_still
-from nsagent.cgroups.stats import CgroupStats, IoStats
+from nsagent.cgroups.stats import CgroupStats, IoStats, MemoryStats
 from nsagent.cgroups.tree import Cgroup, Tree
 from nsagent.cgroups.walks import STAT, Walks
 
 _SURE_S: Final = 1.0  # no removal of a cgroup takes so long
-_MOST_EQUAL: Final = 8192
+_MOST_EQUAL: Final = 2048
 
 
 class Reader:
@@ -69,7 +69,7 @@ class Reader:
         self._uncertain: list[Place] = []  # whose memory.stat was read in this reading
         self._served: dict[Hierarchy, dict[frozenset[str], list[Place]]] = {}  # places by the files that need not be read
         self._places_generation = 0
-        self._equal: dict[Any, Any] = {}
+        self._equal: dict[Any, tuple[dict[str, bytes], Any]] = {}
         self._names = BlockNames(sysfs)
 
     def __del__(self) -> None:
@@ -98,8 +98,8 @@ class Reader:
         record, budget = Record(path), Budget()
         self._names.look()
         for hierarchy, sources in self._hierarchies.items():
-            place = Place.open(hierarchy, record, 0, budget)
-            if place is None:
+            place = Place(hierarchy, record, 0, budget)
+            if hierarchy.directory(path) is None or not place.lives():
                 continue
             try:
                 if hierarchy.version == 2:
@@ -123,7 +123,7 @@ class Reader:
         self._look_at_controllers()
         if self._names.look():
             for record in self._records.values():
-                record.changed.add("io")
+                record.parse_again("io")
         if self.lane is not None:
             self._walk(self.lane)
         for hierarchy, sources in self._hierarchies.items():
@@ -182,12 +182,10 @@ class Reader:
                 self._drop(place)
         for path, record in records.items():
             number = record.ids.get(key)
-            if number is not None and path not in places:
-                new = Place.open(hierarchy, record, number, self._budget)
-                if new is not None:
-                    above = records.get(Tree.parent(path) or "")
-                    new.above = above.ids.get(key) if above else None
-                    places[path] = new
+            if number is not None and path not in places and hierarchy.directory(path) is not None:
+                places[path] = new = Place(hierarchy, record, number, self._budget)
+                above = records.get(Tree.parent(path) or "")
+                new.above = above.ids.get(key) if above else None
 
     def _drop(self, place: Place) -> None:
         """Close a place; what its hierarchy told of the cgroup is told no more."""
@@ -204,7 +202,7 @@ class Reader:
         touched = self._touched.get("v2")
         for place in self._places.get("v2", {}).values():
             if place.look_at_controllers(touched):
-                place.told = None
+                place.told = False
                 self._places_generation += 1
                 for source in self._hierarchies[place.hierarchy]:
                     if source.controller not in place.controllers:
@@ -252,7 +250,7 @@ class Reader:
             if place.gone or absent[place.is_root]:
                 continue
             record = place.record
-            files = record.files[part]
+            files = record.files.get(part, {})
             if touched is not None and place.id not in touched and stands_still(name, files.get(name)):
                 continue
             if name == STAT and keep:
@@ -300,22 +298,20 @@ class Reader:
         """Bring the record's stats up to date; return its effective limit, which bounds its children's. `above`: its parent's."""
         fresh: dict[str, Any] = {}
         for part in record.changed:
-            old = record.parsed.get(part)
-            new = self._parse(part, record.files[part], old, counting=counting)
+            old = getattr(record.stats, part)
+            new = self._parse(part, record.files, old, counting=counting)
             if new != old or part in record.lost:
                 new = self.falls.carry(record.lost, part, old, new, lambda: self._stands(record))
-            if new != old:
-                record.parsed[part] = new
-                fresh[part] = new
-        record.changed.clear()
+            fresh[part] = new
+        record.changed = frozenset()
         limit = above
-        memory = record.parsed.get("memory")
+        memory: MemoryStats | None = fresh.get("memory", record.stats.memory)
         if memory is not None and self._versions["memory"] == 2:
             limits = [each for each in (memory.limit_bytes, above) if each is not None]
             limit = min(limits) if limits else None
-            if "memory" in fresh or record.limit != limit:
+            if memory.effective_limit_bytes != limit:
                 fresh["memory"] = memory._replace(effective_limit_bytes=limit)
-        record.limit = limit
+        fresh = {part: new for part, new in fresh.items() if new != getattr(record.stats, part)}
         if fresh:
             record.stats = record.stats._replace(**fresh)
         return limit
@@ -325,7 +321,9 @@ class Reader:
         found = (places.get(record.path) for places in self._places.values())
         return all(place.stands() for place in found if place is not None and place.record is record)
 
-    def _parse(self, part: str, files: Mapping[str, bytes], old: Any, *, counting: bool) -> Any:
+    def _parse(self, part: str, found: dict[str, dict[str, bytes]], old: Any, *, counting: bool) -> Any:
+        """Parse the files of a part among those `found`; those that are alike in many cgroups are the same from then on."""
+        files = found.get(part, {})
         module = v1 if self._versions[part] == 1 else v2
         if part == "io":
             return self._names.rename(v2.io(files) if module is v2 else v1.io(files, self._counted(old, counting=counting)))
@@ -335,8 +333,9 @@ class Reader:
         if key not in self._equal:
             if len(self._equal) >= _MOST_EQUAL:
                 self._equal.clear()
-            self._equal[key] = getattr(module if part == "pids" else parts, part)(files)
-        return self._equal[key]
+            self._equal[key] = files, getattr(module if part == "pids" else parts, part)(files)
+        found[part], stats = self._equal[key]
+        return stats
 
     def _counted(self, old: IoStats | None, *, counting: bool) -> Callable[[str], bool]:
         """Return what tells of a device whether v1 counts its IO in a cgroup: what it has counted once does not become absent."""

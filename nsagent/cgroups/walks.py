@@ -57,13 +57,17 @@ class Walks:
                 place.leave()
             return True
         ids, digests, known, order = self._last.get(hierarchy, (b"", b"", -1, []))
+        before: Sequence[int | None] = _words(digests)
         if ids != walk.ids or known != generation:
             order = self._order(walk, places)
+            if ids != walk.ids:
+                of = dict(zip(_words(ids), before, strict=True))
+                before = [of.get(number) for number in _words(walk.ids)]
         elif digests == walk.digests:
             return False
-        for index, (each, digest) in enumerate(zip(order, memoryview(walk.digests).cast("Q"), strict=True)):
-            if each is not None and each.told != digest:
-                each.told = digest
+        for index, (each, digest, old) in enumerate(zip(order, _words(walk.digests), before, strict=True)):
+            if each is not None and (digest != old or not each.told):
+                each.told = True
                 self._take(walk.decode(index), each, sources)
         self._last[hierarchy] = (walk.ids, walk.digests, generation, order)
         return True
@@ -72,7 +76,7 @@ class Walks:
     def _order(walk: Walk, places: Mapping[str, Place]) -> list[Place | None]:
         """Return the places in the order of a walk; the root's files differ from its counters, and a place may not be met."""
         by_id = {place.id: place for place in places.values() if not place.is_root}
-        order = [by_id.pop(number, None) for number in memoryview(walk.ids).cast("Q")]
+        order = [by_id.pop(number, None) for number in _words(walk.ids)]
         for place in by_id.values():
             place.leave()
         return order
@@ -119,8 +123,13 @@ class Walks:
             walk = lane.read(places[0].hierarchy.mountpoint)
         except NsagentError:
             return
-        index = {number: at for at, number in enumerate(memoryview(walk.ids).cast("Q"))}
+        index = {number: at for at, number in enumerate(_words(walk.ids))}
         for place in places:
             at = index.get(place.id)
             after = walk.decode(at).memory_stat if at is not None else None
             place.stat_read = after if after == place.stat else None
+
+
+def _words(text: bytes) -> memoryview:
+    """Return the u64 in it."""
+    return memoryview(text).cast("Q")

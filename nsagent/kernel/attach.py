@@ -254,8 +254,9 @@ class Attached:
     def created(self) -> Iterator[tuple[int, int]]:
         """Yield (cgroup, processes created in it) of each row, as `rows` does; 2 of its 46 words, and a tenth of its time."""
         step = abi.ROW.size // _WORD.size
-        with memoryview(self._maps["rows"].mmap()) as memory, memory.cast("Q") as words:
-            end = (self._config("next_row") + 1) * step
+        count = self._config("next_row") + 1
+        with memoryview(self._maps["rows"].mmap(count)) as memory, memory.cast("Q") as words:
+            end = count * step
             return zip(words[:end:step].tolist(), words[_CREATED:end:step].tolist(), strict=True)
 
     @property

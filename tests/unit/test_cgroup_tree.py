@@ -297,6 +297,36 @@ def test_recreated_cgroup_is_read_anew(host: Host) -> None:
     }
 
 
+def test_recreated_before_its_first_reading_it_is_not_taken_for_the_one_that_was_found(host: Host) -> None:
+    """Directories are opened when a file is read, and a path may lead to another cgroup by then."""
+    old, reader = host.make("a"), Reader(host.tree.layout)
+    host.tree.scan()
+    old.rename(host.pids / "elsewhere")  # so that its number is not the new one's
+    (host.make("a") / "pids.current").write_text("7\n")
+    assert "/a" not in reader.read_all(host.tree)
+    host.tree.scan()
+    found = reader.read_all(host.tree)
+    assert (found["/a"].pids, found["/elsewhere"].pids) == (PidsStats(current=7), PidsStats(current=3))
+
+
+def test_files_that_are_alike_are_kept_once(host: Host) -> None:
+    for name in "abc":
+        host.make(name)
+    reader = Reader(host.tree.layout)
+
+    def read(*names: str) -> list[object]:
+        host.tree.scan()
+        reader.read_all(host.tree)
+        return [reader._records[f"/{name}"].files["pids"] for name in names]
+
+    a, b = read("a", "b")
+    assert a is b
+    (host.pids / "a" / "pids.current").write_text("4\n")
+    a, b, c = read("a", "b", "c")
+    assert (a, b) == ({"pids.current": b"4\n"}, {"pids.current": b"3\n"})
+    assert b is c
+
+
 def test_slow_file_is_left_out_longer_each_time(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     host.make("a")
     host.tree.scan()
