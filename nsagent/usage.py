@@ -195,16 +195,18 @@ class Grouping:
 
     def __init__(self, keys: Sequence[tuple[int, Sequence[int]]]) -> None:
         """`keys` has (cgroup id, packed namespaces) of each row."""
-        self.keys = keys
+        same: dict[Sequence[int], Sequence[int]] = {}  # most processes are in the same namespaces
+        self.keys = [(cgroup, same.setdefault(packed, packed)) for cgroup, packed in keys]
+        numbered = list(enumerate(self.keys))
         cgroups: dict[int, list[int]] = {}
-        for row, (cgroup, _) in enumerate(keys):
+        for row, (cgroup, _) in numbered:
             cgroups.setdefault(cgroup, []).append(row)
         self._cgroups = _plan(cgroups)
         ended: dict[NamespaceKind, list[int]] = {}
         found: dict[NamespaceId, list[int]] = {}
         for place, kind in enumerate(KINDS):
             members: dict[int, list[int]] = {}
-            for row, (_, packed) in enumerate(keys):
+            for row, (_, packed) in numbered:
                 members.setdefault(packed[place], []).append(row)
             ended[kind] = members.pop(0, [])
             found.update((NamespaceId(kind, packed & 0xFFFFFFFF, packed >> 32), rows) for packed, rows in members.items())

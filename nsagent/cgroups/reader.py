@@ -244,6 +244,7 @@ class Reader:
         part, key, clock = source.part, source.hierarchy.key, self._clock
         absent = [(key, is_root, name) in self._absent for is_root in (False, True)]
         touched = self._touched.get(key) if keep else None
+        halved = name == STAT and source.hierarchy.version == 1
         start = last = clock()
         number, slow = 0, []
         for place in places:
@@ -268,6 +269,8 @@ class Reader:
                 slow.append(now - last)
             last = now
             if text is not None:
+                if halved:
+                    text = v1.with_descendants(text)
                 if files.get(name) != text:
                     record.put(part, name, self._walks.same(text))
                 continue

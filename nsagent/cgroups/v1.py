@@ -5,6 +5,7 @@ Source: Documentation/admin-guide/cgroup-v1/ (cpuacct, memory, blkio-controller,
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -94,6 +95,11 @@ def parse_blkio(text: bytes | None) -> dict[str, dict[str, int]]:
     return devices
 
 
+def with_descendants(stat: bytes) -> bytes:
+    """Return what is parsed of memory.stat: it has all figures twice, and the first are without descendants."""
+    return stat[max(stat.find(b"hierarchical_memory_limit "), 0) :]
+
+
 def cpu(files: Files) -> CpuStats | None:
     """Make CpuStats of cpuacct's and cpu's files, of which either may be absent."""
     usage, stat = parse_number(files.get("cpuacct.usage")), parse_flat(files.get("cpu.stat"))
@@ -153,7 +159,7 @@ def memory(files: Files) -> MemoryStats | None:
         refaults_anon=stat.get("total_workingset_refault_anon"),
         refaults_file=stat.get("total_workingset_refault_file"),
         detail=detail,
-        events=_events(files),
+        events=_events(*map(files.get, ("memory.failcnt", "memory.memsw.failcnt", "memory.oom_control"))),
     )
 
 
@@ -163,12 +169,14 @@ def _difference(total: float | None, limit: float | None) -> float | None:
     return math.inf if total == math.inf else max(total - limit, 0)
 
 
-def _events(files: Files) -> dict[str, int]:
+@functools.lru_cache(maxsize=256)
+def _events(failcnt: bytes | None, swap_failcnt: bytes | None, oom_control: bytes | None) -> Mapping[str, int]:
+    """Return the events; most cgroups have the same."""
     events = {}
-    failures = parse_number(files.get("memory.failcnt"))
+    failures = parse_number(failcnt)
     if failures is not None:
-        events["max"] = failures + (parse_number(files.get("memory.memsw.failcnt")) or 0)
-    kills = parse_flat(files.get("memory.oom_control")).get("oom_kill")  # Since 4.13
+        events["max"] = failures + (parse_number(swap_failcnt) or 0)
+    kills = parse_flat(oom_control).get("oom_kill")  # Since 4.13
     if kills is not None:
         events["oom_kill"] = kills
     return events

@@ -172,7 +172,6 @@ def memory(files: Files) -> MemoryStats | None:
     stat = parse_flat(files.get("memory.stat"))
     usage, inactive = parse_number(files.get("memory.current")), stat.get("inactive_file")
     faults, major = stat.get("pgfault"), stat.get("pgmajfault")
-    events = parse_flat(files.get("memory.events"))
     return MemoryStats(
         usage_bytes=usage,
         peak_bytes=parse_number(files.get("memory.peak")),
@@ -191,8 +190,15 @@ def memory(files: Files) -> MemoryStats | None:
         scanned_pages=stat.get("pgscan"),
         reclaimed_pages=stat.get("pgsteal"),
         detail={name: stat[name] for name in DETAIL if name in stat},
-        events={name: events[name] for name in _EVENTS if name in events},
+        events=_events(files.get("memory.events")),
     )
+
+
+@functools.lru_cache(maxsize=256)
+def _events(text: bytes | None) -> Mapping[str, int]:
+    """Return the events; most cgroups have the same."""
+    events = parse_flat(text)
+    return {name: events[name] for name in _EVENTS if name in events}
 
 
 def io(files: Files) -> IoStats | None:

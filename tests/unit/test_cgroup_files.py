@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -108,6 +109,18 @@ def test_v1_memory() -> None:
     without = v1.memory({key: text for key, text in files.items() if "memsw" not in key and key != "memory.stat"})
     assert without is not None
     assert (without.swap_usage_bytes, without.swap_limit_bytes, without.effective_limit_bytes) == (None, None, None)
+
+
+@pytest.mark.parametrize("name", ["v1", "hybrid"])
+def test_half_of_memory_stat_says_all_that_is_parsed(name: str) -> None:
+    text = (
+        Path(__file__).parent.parent.joinpath(f"fixtures/cgroups/{name}/sys/fs/cgroup/memory/jobs/one/memory.stat").read_bytes()
+    )
+    half = v1.with_descendants(text)
+    assert len(half) < 0.7 * len(text)
+    assert v1.with_descendants(half) == half
+    usage = {"memory.usage_in_bytes": b"9000\n"}
+    assert v1.memory({**usage, "memory.stat": half}) == v1.memory({**usage, "memory.stat": text})
 
 
 @pytest.mark.parametrize("text", [b"9223372036854771712", b"9223372036854710272"])  # pages of 4 and of 64 KiB
