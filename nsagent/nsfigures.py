@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
@@ -145,9 +145,9 @@ class NamespaceReader:
 
         A namespace that is not in `members` is forgotten.
         """
-        highest = self._highest_pids(self._clock()) if NamespaceKind.PID in self._kinds else {}
-        start = self._clock()
         known = {namespace: self._known.get(namespace, _UNKNOWN) for namespace in members if namespace.kind in self._kinds}
+        highest = self._highest_pids({namespace.inum for namespace in known if namespace.kind is NamespaceKind.PID})
+        start = self._clock()
         for namespace in sorted(known, key=lambda namespace: known[namespace].tried_at):
             if (now := self._clock()) - start >= self._budget_s:
                 break
@@ -220,10 +220,10 @@ class NamespaceReader:
             raise VanishedError(f"user namespace {namespace.inum} of process {pid}")
         return len(line) - 1 if line[-1] == namespaces.FIRST_USER else None
 
-    def _highest_pids(self, now: float) -> Mapping[int, int]:
-        due = self._pids_at is None or now - self._pids_at >= PIDS_EVERY_S
-        if due and self._pids.renew(lambda: self._clock() - now < self._budget_s / 2):
-            self._pids_at = now
+    def _highest_pids(self, wanted: Set[int]) -> Mapping[int, int]:
+        if wanted and (self._pids_at is None or self._clock() - self._pids_at >= PIDS_EVERY_S):
+            self._pids.renew(wanted, self._clock, self._budget_s / 2)
+            self._pids_at = self._clock()
         return self._pids.highest
 
     def _limits(self) -> dict[NamespaceKind, int]:
@@ -247,10 +247,11 @@ class _Pids:
         self._known: dict[tuple[str, int], tuple[tuple[int, int], ...]] = {}  # to inums, and the pid in each
         self.highest: dict[int, int] = {}  # by inum
 
-    def renew(self, has_time: Callable[[], bool] = lambda: True) -> bool:
+    def renew(self, wanted: Set[int], clock: Callable[[], float], budget_s: float) -> None:
         """Look at all processes: some 1 us each, 15 more where it is new, 30 more where it is in a PID namespace of its own.
 
-        Return whether all were asked while there was time; if not, the next call goes on, and only the reader's own is known.
+        Who is new is asked for `budget_s` at most, and not at all where only the reader's own namespace is wanted. Where not all
+        were asked the next call goes on, and only the reader's own is known.
         """
         self.highest = {}
         try:
@@ -258,17 +259,18 @@ class _Pids:
             with os.scandir(self._procfs) as entries:
                 found = [(entry.name, entry.inode()) for entry in entries if entry.name.isdecimal()]
         except OSError:
-            return True
+            return
         if not any(name == "1" for name, _ in found):  # hidepid: who knows what else is not shown
-            return True
+            return
         known: dict[tuple[str, int], tuple[tuple[int, int], ...]] = {}
         highest = {own: max(int(name) for name, _ in found)}
-        all_asked = True
+        alone = wanted <= {own}
+        all_asked, end = not alone, clock() + budget_s
         try:
-            for process in found:
+            for process in () if alone else found:
                 places = self._known.get(process)
                 if places is None:
-                    if not has_time():
+                    if clock() >= end:
                         all_asked = False
                         continue
                     try:
@@ -282,7 +284,6 @@ class _Pids:
         except OSError:  # it may be in any of those below
             highest = {own: highest[own]}
         self._known, self.highest = known, highest if all_asked else {own: highest[own]}
-        return all_asked
 
     def _ask(self, pid: str, own: int) -> tuple[tuple[int, int], ...]:
         entry = f"{self._procfs}/{pid}/ns/pid"

@@ -16,7 +16,7 @@ import pytest
 
 from nsagent import namespaces, procfs
 from nsagent.namespaces import NamespaceId, NamespaceKind
-from nsagent.nsfigures import NamespaceFigures, NamespaceReader
+from nsagent.nsfigures import PIDS_EVERY_S, NamespaceFigures, NamespaceReader
 from tests.kernel.agents import get, running
 from tests.support import require, require_root, wait_for
 
@@ -162,7 +162,7 @@ def test_a_highest_pid_is_not_told_before_all_processes_were_asked() -> None:
         members = {identify(pid, NamespaceKind.PID): pid, identify(os.getpid(), NamespaceKind.PID): os.getpid()}
         inner, own = (reader.read(members).namespaces[namespace].highest_pid for namespace in members)
         assert (inner, (own or 0) >= pid) == (None, True)
-        step = 0.0
+        time, step = time + PIDS_EVERY_S, 0.0
         assert reader.read(members).namespaces[identify(pid, NamespaceKind.PID)].highest_pid == 1
 
 
