@@ -1,4 +1,4 @@
-"""Families of the agent itself. Those of its process (process_*, python_*) are prometheus_client's own, see `encode`."""
+"""Families of the agent itself. Those of its process (process_*, python_info) are in `process`."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ CHAPTERS: Final[tuple[tuple[str, str, tuple[Family, ...]], ...]] = (
     ),
     (
         "The agent",
-        "Beside these it exports `process_*` and `python_info` of its own process, as prometheus_client's collectors do.",
+        "Beside these it exports `process_*` and `python_info` of its own process, as all client libraries do.",
         agent.FAMILIES,
     ),
 )

@@ -144,10 +144,11 @@ def test_a_real_run_imports_nothing_heavy() -> None:
 
 
 def test_an_agent_without_tls_and_users_imports_nothing_for_them(tmp_path: Path) -> None:
-    """ssl comes with prometheus_client at the first scrape, as long as that writes process_*."""
     empty = tmp_path / "web.yml"
     empty.write_text("http_server_config: {http2: false}\n")
     loaded = modules_after(f"from nsagent import agent; from nsagent.web import config; config.read({str(empty)!r})")
     assert {"nsagent.web.config", "yaml"} <= loaded
     assert {"ssl", "bcrypt"} & loaded == set()
+    scraped = modules_after("from nsagent import agent; from nsagent.metrics.process import Process; Process()(False)")
+    assert {"prometheus_client", "ssl"} & scraped == set()
     assert "yaml" not in modules_after("from nsagent import agent")
