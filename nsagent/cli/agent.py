@@ -33,6 +33,7 @@ Examples:
   nsagent agent --config /etc/nsagent/agent.toml      the same words, without dashes: listen = "[::]:10417"
   nsagent agent --config /etc/nsagent/agent.toml --check
                                                       say whether these settings are good, and start nothing
+  nsagent agent --dry-run                             what it would read and show here, and what that would take
   nsagent agent --listen unix:/run/nsagent/http.sock  for a proxy; curl --unix-socket /run/nsagent/http.sock http://n/metrics
   nsagent agent --web.config.file /etc/nsagent/web.yml
                                                       TLS and passwords, as for node_exporter
@@ -54,7 +55,7 @@ def _load_file(ctx: click.Context, _parameter: click.Parameter, path: str | None
     """Make the settings of a file the defaults of the flags: click's own order then is flags, variables, file, defaults."""
     if path:
         parameters = {parameter.opts[0].removeprefix("--"): parameter for parameter in ctx.command.params}
-        found = config.read_file(path, frozenset(parameters) - {"config", "check"})
+        found = config.read_file(path, frozenset(parameters) - {"config", "check", "dry-run"})
         for key, value in found.items():
             if isinstance(value, list) != getattr(parameters[key], "multiple", False):
                 raise UsageError(f"{path}: {key} is {'no list' if isinstance(value, list) else 'a list'}")
@@ -164,7 +165,7 @@ def _check(ctx: click.Context, settings: config.AgentConfig) -> None:
     click.echo("ok")
     for parameter in ctx.command.params:
         name, value = parameter.opts[0].removeprefix("--"), ctx.params.get(str(parameter.name))
-        if name in ("config", "check", "help") or value is None:
+        if name in ("config", "check", "dry-run", "help") or value is None:
             continue
         source = ctx.get_parameter_source(str(parameter.name))
         came = _SOURCES.get(source, "") if source else ""
@@ -185,6 +186,8 @@ _SOURCES: Final = {
               help="TOML file with these settings.")  # fmt: skip
 @click.option("--check", is_flag=True, show_default=False, allow_from_autoenv=False,
               help="Say whether these settings are good, and what they are; start nothing.")  # fmt: skip
+@click.option("--dry-run", is_flag=True, show_default=False, allow_from_autoenv=False,
+              help="Say what would be read and shown here, and what that would take; load and start nothing.")  # fmt: skip
 @click.option("--listen", default=config.DEFAULT_LISTEN, metavar="ADDR:PORT|unix:/PATH",
               help="Where the HTTP server listens; port 0 is any.")  # fmt: skip
 @click.option("--web.config.file", "web_config_file", metavar="FILE",
@@ -226,7 +229,7 @@ _SOURCES: Final = {
 @click.option("--ephemeral", is_flag=True, help="Remove the BPF programs at the end; they keep counting otherwise.")
 @click.option("--log-level", default="info", type=click.Choice(config.LOG_LEVELS), help="Least severity that is logged.")
 @click.pass_context
-def agent(ctx: click.Context, /, check: bool, **flags: Any) -> None:
+def agent(ctx: click.Context, /, check: bool, dry_run: bool, **flags: Any) -> None:
     """Account every namespace and cgroup of this node, and serve the metrics.
 
     Needs root for exact figures. Without it, or on a kernel without BPF, it serves what it can and says what it cannot
@@ -235,6 +238,11 @@ def agent(ctx: click.Context, /, check: bool, **flags: Any) -> None:
     settings = _make_settings(flags)
     if check:
         _check(ctx, settings)
+        return
+    if dry_run:
+        from nsagent.node import plan
+
+        click.echo(plan.describe(plan.make(settings)), nl=False)
         return
     set_up_logging(settings.log_level)
     from nsagent import agent as agents

@@ -29,6 +29,7 @@ class Feature(NamedTuple):
     needed: bool
 
 
+NOTHING_TO_DO: Final = "nothing to do"
 _APPROX: Final = "namespace metrics approximate, from /proc; no tracing"
 
 # name, needed, consequence of a no, remedy. In the order they are tried: bpf and btf first, others ask what they said.
@@ -54,7 +55,7 @@ TABLE: Final[tuple[tuple[str, bool, str, str], ...]] = (
         "calls are traced at tracepoints instead, which costs every system call of the node 9 to 50 ns while programs are loaded",
         "a kernel with CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS=y, or nsagent agent --no-trace",
     ),
-    ("kprobe", False, "nothing is lost: nsagent does not use it", "nothing to do"),
+    ("kprobe", False, "nothing is lost: nsagent does not use it", NOTHING_TO_DO),
     ("psi", False, "pressure metrics unavailable", "boot with psi=1 (CONFIG_PSI=y)"),
     ("task_delayacct", False, "IO delay metrics unavailable", "sysctl kernel.task_delayacct=1"),
     (

