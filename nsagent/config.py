@@ -38,6 +38,7 @@ FLAGS: Final = {  # what each field of AgentConfig is called where people see it
     "trace": "no-trace",
     "findings_off": "finding-off",
     "runtimes": "runtime",
+    "label_allow": "label-allow",
     "web_config_file": "web.config.file",
     "web_lifecycle": "web.enable-lifecycle",
     "cgroup_include": "cgroup-include",
@@ -74,6 +75,7 @@ class AgentConfig:
     findings_off: tuple[str, ...] = ()
     rate: int = 0
     runtimes: tuple[str, ...] = ()  # Unix sockets, see nsagent.runtimes
+    label_allow: tuple[str, ...] = ()  # patterns
     log_level: str = "info"
     socket_path: str = ""
     web_config_file: str = ""
@@ -108,6 +110,8 @@ class AgentConfig:
         for path in self.runtimes:
             if not os.path.isabs(path) or len(os.fsencode(path)) > _SOCKET_PATH_BYTES:
                 raise UsageError(f"--runtime {path!r} is no path of a Unix socket", hint="such as /run/docker.sock")
+        if "" in self.label_allow:
+            raise UsageError("--label-allow: an empty pattern names no label", hint="such as team, or 'com.example.*'")
         if "." in os.path.basename(self.pin_dir):
             raise UsageError(f"--pin-dir {self.pin_dir}: bpffs allows no dot in a name")
         if len(os.fsencode(self.socket_path)) > _SOCKET_PATH_BYTES:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from nsagent.errors import AccessError, ParseError, UnsupportedError, VanishedError
-from nsagent.identity import Names
+from nsagent.identity import Labels, Names
 
 _OPTIONS: Final = (
     ("grpc.max_receive_message_length", 64 << 20),
@@ -59,12 +59,15 @@ def parse_pods(sandboxes: bytes, containers: bytes, path: str) -> dict[str, Name
     try:
         for sandbox in _all(sandboxes, 1):
             metadata = _one(sandbox, 2)  # PodSandboxMetadata
-            pod = Names("", "", _text(metadata, 2), _text(metadata, 1), _text(metadata, 3))
+            pod = Names("", "", _text(metadata, 2), _text(metadata, 1), _text(metadata, 3), _labels(sandbox, 5))
             names[_text(sandbox, 1)] = names[pod.pod_uid] = pod
         for container in _all(containers, 1):
             image = _one(container, 4)  # ImageSpec: what the user wrote, since v1.28, else what the kubelet made of it
-            names[_text(container, 1)] = names.get(_text(container, 2), Names())._replace(
-                container=_text(_one(container, 3), 1), image=_text(image, 18) or _text(image, 1)
+            pod = names.get(_text(container, 2), Names())
+            names[_text(container, 1)] = pod._replace(
+                container=_text(_one(container, 3), 1),
+                image=_text(image, 18) or _text(image, 1),
+                labels=tuple(sorted({**dict(pod.labels), **dict(_labels(container, 8))}.items())),
             )
     except (IndexError, ValueError) as error:
         raise ParseError("no list of pods or containers", path=path) from error
@@ -92,6 +95,11 @@ def _all(message: bytes, number: int) -> Iterator[bytes]:
 def _one(message: bytes, number: int) -> bytes:
     """Return a field's last value, which is the one that counts; empty if there is none."""
     return next(reversed([b"", *_all(message, number)]))
+
+
+def _labels(message: bytes, number: int) -> Labels:
+    """Return a map<string, string>: its entries are messages of a key and a value, of which the last of a key counts."""
+    return tuple(sorted({_text(entry, 1): _text(entry, 2) for entry in _all(message, number)}.items()))
 
 
 def _text(message: bytes, number: int) -> str:

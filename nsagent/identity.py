@@ -48,14 +48,18 @@ class CgroupInfo(NamedTuple):
     workload: str = ""
 
 
+Labels = tuple[tuple[str, str], ...]  # (label, value), sorted
+
+
 class Names(NamedTuple):
-    """What a runtime calls a container, or a pod; "" what it does not say."""
+    """What a runtime calls a container, or a pod; "" what it does not say. `labels`: what its maker has labelled it with."""
 
     container: str = ""
     image: str = ""
     pod_uid: str = ""
     pod: str = ""
     pod_namespace: str = ""
+    labels: Labels = ()
 
 
 def identify(path: str) -> CgroupInfo:
@@ -98,8 +102,17 @@ def _named(info: CgroupInfo, names: Mapping[str, Names]) -> CgroupInfo:
     )
 
 
+def _labelled(info: CgroupInfo, names: Mapping[str, Names], before: Labels) -> Labels:
+    """Return the labels of a cgroup's container, else of its pod; what they were where the runtimes know neither (any more)."""
+    known = names.get(info.container_id) or names.get(info.pod_uid)
+    return known.labels if known else before
+
+
 class Identities:
-    """The info of each cgroup, worked out once in its life, and again when the runtimes' names change."""
+    """The info of each cgroup, worked out once in its life, and again when the runtimes' names change.
+
+    `labels` has those of containers and pods, by path, of the cgroups shown last.
+    """
 
     def __init__(
         self, names: Callable[[], Mapping[str, Names]] = dict, want: Callable[[frozenset[str]], None] = lambda ids: None
@@ -110,7 +123,8 @@ class Identities:
         self._read_names = names
         self._want = want
         self._names: Mapping[str, Names] = {}
-        self._known: dict[str, tuple[int | None, CgroupInfo]] = {}
+        self._known: dict[str, tuple[int | None, CgroupInfo, Labels]] = {}
+        self.labels: Mapping[str, Labels] = {}
 
     def update(self, ids: Mapping[str, int], shown: Iterable[str]) -> dict[str, CgroupInfo]:
         """Return, by path, the info of the cgroups `shown` of which more than an id is known.
@@ -125,13 +139,14 @@ class Identities:
             entry, number = before.get(path), ids.get(path)
             if entry is None or (number is not None and number != entry[0]):  # a new one, maybe under the path of an old one
                 info = identify(path)._replace(cgroup_id="" if number is None else str(number))
-                entry = number, _named(info, names)
+                entry = number, _named(info, names), _labelled(info, names, ())
             elif changed and (entry[1].container_id or entry[1].pod_uid):
-                entry = entry[0], _named(entry[1], names)
+                entry = entry[0], _named(entry[1], names), _labelled(entry[1], names, entry[2])
             known[path] = entry
             if entry[1].container_id and entry[1].container_id not in names:
                 unnamed.add(entry[1].container_id)
         self._known = known
         if unnamed:
             self._want(frozenset(unnamed))
-        return {path: info for path, (_, info) in known.items() if any(info[1:])}
+        self.labels = {path: labels for path, (_, _, labels) in known.items() if labels}
+        return {path: info for path, (_, info, _) in known.items() if any(info[1:])}

@@ -7,6 +7,7 @@ Sources: GET /containers/json, docs.docker.com/reference/api/engine, which podma
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import logging
 import os
@@ -19,7 +20,7 @@ from typing import Any, Final
 
 from nsagent.cri import read_pods
 from nsagent.errors import AccessError, NsagentError, ParseError, VanishedError
-from nsagent.identity import Names
+from nsagent.identity import Labels, Names
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ INTERVAL_S: Final = 30.0
 DEADLINE_S: Final = 5.0
 _PAUSE_S: Final = 1.0  # between two questions, however many containers begin
 _MOST_BYTES: Final = 64 << 20  # 20,000 containers with labels
+_MOST_CHARACTERS: Final = 1024  # of a label and its value
 _KUBERNETES: Final = "io.kubernetes."
 _CRI: Final = ("containerd", "cri")  # how the names of sockets begin that speak it: containerd.sock, crio.sock, cri-dockerd.sock
 # HTTP/1.0: its answer ends with the connection, and is not in chunks.
@@ -83,7 +85,7 @@ def parse_answer(answer: bytes, path: str) -> dict[str, Names]:
         if isinstance(each, dict) and (number := _text(each, "Id")):
             names[number] = name = _names(each)
             if name.pod_uid:
-                names[name.pod_uid] = name._replace(container="", image="")
+                names[name.pod_uid] = name._replace(container="", image="", labels=())
     return names
 
 
@@ -99,22 +101,46 @@ def _names(container: Mapping[str, Any]) -> Names:
         pod_uid=_text(labels, f"{_KUBERNETES}pod.uid"),
         pod=_text(labels, f"{_KUBERNETES}pod.name"),
         pod_namespace=_text(labels, f"{_KUBERNETES}pod.namespace"),
+        labels=tuple(sorted((_clean(key), _text(labels, key)) for key, value in labels.items() if isinstance(value, str))),
     )
 
 
 def _text(found: Mapping[str, Any], key: str) -> str:
     value = found.get(key)
-    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else ""  # JSON can spell lone surrogates
+    return _clean(value) if isinstance(value, str) else ""
+
+
+def _clean(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()  # JSON can spell lone surrogates
+
+
+def allowed(labels: Labels, patterns: Sequence[str]) -> Labels:
+    """Return those labels that a pattern names, `*`, `?` and `[..]` as in the shell; not those of a book's length."""
+    return tuple(
+        (name, value)
+        for name, value in labels
+        if len(name) + len(value) <= _MOST_CHARACTERS and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    )
 
 
 class Runtime:
     """One runtime: the thread that asks it, and what it said."""
 
-    def __init__(self, path: str, *, retain_s: float, deadline_s: float = DEADLINE_S, interval_s: float = INTERVAL_S) -> None:
+    def __init__(
+        self,
+        path: str,
+        *,
+        retain_s: float,
+        deadline_s: float = DEADLINE_S,
+        interval_s: float = INTERVAL_S,
+        labels: Sequence[str] = (),
+    ) -> None:
+        """`labels` has patterns of those that are wanted."""
         self.names: Mapping[str, Names] = MappingProxyType({})  # replaced, never changed
         self._path = path
         self._read = read_pods if os.path.basename(path).startswith(_CRI) else read_containers
         self.retain_s, self._deadline_s, self._interval_s = retain_s, deadline_s, interval_s
+        self._labels = labels
         self._seen: dict[str, float] = {}  # when it was last listed, monotonic
         self._failure = ""
         self._asked = threading.Event()
@@ -150,6 +176,7 @@ class Runtime:
         now = time.monotonic()
         self._seen |= dict.fromkeys(found, now)
         self._seen = {key: when for key, when in self._seen.items() if when >= now - self.retain_s}
+        found = {key: names._replace(labels=allowed(names.labels, self._labels)) for key, names in found.items()}
         names = {key: found.get(key) or self.names[key] for key in self._seen}
         if names != self.names:
             self.names = MappingProxyType(names)
@@ -165,9 +192,11 @@ class Runtime:
 class Runtimes:
     """All runtimes of a node: the names they have together."""
 
-    def __init__(self, paths: Sequence[str], *, retain_s: float, deadline_s: float = DEADLINE_S) -> None:
-        """`paths` are of Unix sockets; none need be there, or ever answer."""
-        self._runtimes = [Runtime(path, retain_s=retain_s, deadline_s=deadline_s) for path in paths]
+    def __init__(
+        self, paths: Sequence[str], *, retain_s: float, deadline_s: float = DEADLINE_S, labels: Sequence[str] = ()
+    ) -> None:
+        """`paths` are of Unix sockets; none need be there, or ever answer. `labels`: see Runtime."""
+        self._runtimes = [Runtime(path, retain_s=retain_s, deadline_s=deadline_s, labels=labels) for path in paths]
         self._parts: tuple[Mapping[str, Names], ...] = ()
         self._names: Mapping[str, Names] = {}
         self._wanted: frozenset[str] = frozenset()

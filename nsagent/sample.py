@@ -26,7 +26,7 @@ from nsagent.conservation import Conservation
 from nsagent.errors import NsagentError
 from nsagent.events import SyscallCounts
 from nsagent.history import Figures, History
-from nsagent.identity import CgroupInfo, Identities
+from nsagent.identity import CgroupInfo, Identities, Labels
 from nsagent.namespaces import NamespaceId, NamespaceKind
 from nsagent.nsfigures import NodeFigures
 from nsagent.usage import NodeUsage, Usage, UsageSource, total
@@ -103,6 +103,7 @@ class NodeSample:
     cgroups_created: Mapping[str, int] = field(default_factory=dict)  # CLOCK_REALTIME ns, where it was told
     final_reads: Mapping[str, int] = field(default_factory=dict)  # by outcome
     cgroup_info: Mapping[str, CgroupInfo] = field(default_factory=dict)  # also of what ended; where more than an id is known
+    cgroup_labels: Mapping[str, Labels] = field(default_factory=dict)  # of its container or pod, where some are wanted
     cgroup_usage: Mapping[str, Usage] = field(default_factory=dict)
     cgroup_usage_ended: Mapping[str, Usage] = field(default_factory=dict)
     namespaces: Mapping[NamespaceId, Usage] = field(default_factory=dict)
@@ -430,6 +431,7 @@ class Sampler:
             cgroups_created=self._only_selected(self._ends.created()) if self._ends else {},
             final_reads=self._ends.final_reads() if self._ends else {},
             cgroup_info=self._identify(alive, born, cgroups | cgroups_ended),
+            cgroup_labels=self._identities.labels if self._identities else {},
             cgroup_usage=used,
             cgroup_usage_ended=used_ended,
             namespaces=namespaces,

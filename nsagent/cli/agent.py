@@ -133,6 +133,7 @@ def _make_settings(flags: Mapping[str, Any]) -> config.AgentConfig:
         findings_off=flags["finding_off"],
         rate=flags["rate"],
         runtimes=() if flags["no_runtimes"] else flags["runtime"],
+        label_allow=flags["label_allow"],
         log_level=flags["log_level"],
         socket_path=socket_path,
         web_config_file=os.path.abspath(flags["web_config_file"]) if flags["web_config_file"] else "",
@@ -225,6 +226,8 @@ _SOURCES: Final = {
 @click.option("--runtime", multiple=True, metavar="SOCKET", default=config.DEFAULT_RUNTIMES,
               show_default=", ".join(config.DEFAULT_RUNTIMES),
               help="Ask docker or podman there for names, or a CRI (containerd*.sock, cri*.sock); may be repeated.")  # fmt: skip
+@click.option("--label-allow", multiple=True, metavar="GLOB",
+              help="Show these labels of containers and pods, such as team or 'com.example.*'; may be repeated.")  # fmt: skip
 @click.option("--no-runtimes", is_flag=True, help="Ask no container runtime.")
 @click.option("--ephemeral", is_flag=True, help="Remove the BPF programs at the end; they keep counting otherwise.")
 @click.option("--log-level", default="info", type=click.Choice(config.LOG_LEVELS), help="Least severity that is logged.")

@@ -1,4 +1,4 @@
-"""The family that says what people call a cgroup, to be joined with the others on `cgroup`."""
+"""The families that say what people call a cgroup, to be joined with the others on `cgroup`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ def _cgroups(sample: NodeSample) -> Each:
     return (((path, *about), 1) for path, about in sample.cgroup_info.items())
 
 
+def _labels(sample: NodeSample) -> Each:
+    return (((path, *pair), 1) for path, labels in sample.cgroup_labels.items() for pair in labels)
+
+
 FAMILIES: Final = (
     Family(
         "nsagent_cgroup_info",
@@ -23,5 +27,15 @@ FAMILIES: Final = (
         "from the sockets of docker, podman and CRI runtimes (--runtime)",
         ("cgroup", *CgroupInfo._fields),
         each=_cgroups,
+    ),
+    Family(
+        "nsagent_cgroup_label_info",
+        "info",
+        Scope.NODE,
+        "A label of the container of a cgroup, or of its pod: those that --label-allow names, one series each, so that no two "
+        "labels become one, whatever they are called.",
+        "the sockets of docker, podman and CRI runtimes (--runtime)",
+        ("cgroup", "label", "value"),
+        each=_labels,
     ),
 )

@@ -84,7 +84,8 @@ class Node:
         self._lost_before = before[QUEUE_FULL]
         self._namespaces = self._read_kinds(config.collectors_off)
         self._workloads = WorkloadCounter(config.state_dir) if keep_history else None
-        self.runtimes = Runtimes(config.runtimes if keep_history else (), retain_s=config.retain_ns / 1e9)
+        sockets = config.runtimes if keep_history else ()
+        self.runtimes = Runtimes(sockets, retain_s=config.retain_ns / 1e9, labels=config.label_allow)
         self._usage: KernelUsage | ProcfsUsage
         self.sampler = self._make_sampler(config.retain_ns, cgroup_usage="tasks" not in config.collectors_off)
         self._selection = {name: getattr(config, name) for name in ("cgroup_include", "cgroup_exclude", "max_depth")}

@@ -60,9 +60,9 @@ class Docker:
         subprocess.run(["tar", "-C", str(rootfs.make(self._directory)), "-cf", str(archive), "."], check=True)
         self.docker("import", str(archive), IMAGE)
 
-    def run(self, name: str) -> tuple[str, int]:
+    def run(self, name: str, *options: str) -> tuple[str, int]:
         """Start a container; return its id and the host pid of its first process."""
-        number = self.docker("run", "--detach", "--network", "none", "--name", name, IMAGE, "/bin/waiter")
+        number = self.docker("run", "--detach", "--network", "none", "--name", name, *options, IMAGE, "/bin/waiter")
         return number, int(self.docker("inspect", "--format", "{{.State.Pid}}", name))
 
     def execute(self, name: str) -> None:

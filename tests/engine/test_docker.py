@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from nsagent.metrics.text import printable
 from tests.engine import docker
 from tests.engine.docker import IMAGE, Docker
 from tests.engine.test_containerd import MADE, asked, record
@@ -82,6 +83,25 @@ def test_scrapes_do_not_wait_for_a_runtime_that_hangs(world: list[str], engine: 
                 number, _ = engine.run("two")
                 assert wait_for(lambda: about(agent, number), 30, "the container's name")["container"] == "two"
                 engine.remove("two")
+
+
+def test_labels_that_are_allowed(world: list[str], engine: Docker) -> None:
+    """Whatever they are called: none breaks the exposition, and no two become one."""
+    shown = {"team": "web", "odd.x": "1", "odd_x": "2", 'odd"\\\n{}': ',="\\\n', "odd\\012": "", "odd\n": "…"}
+    options = [f"--label={name}={value}" for name, value in shown.items()]
+    flags = ("--no-bpf", "--runtime", engine.socket, "--label-allow", "team", "--label-allow", "odd*")
+    with agents.running(world, *flags) as agent:
+        number, _ = engine.run("four", *options, "--label=secret=no")
+        cgroup = f"/{engine.name}/{number}"
+
+        def labels() -> dict[str, str]:
+            found = [dict(each) for series, each in agent.scrape() if series == "nsagent_cgroup_label_info"]
+            return {each["label"]: each["value"] for each in found if each["cgroup"] == cgroup}
+
+        found = wait_for(labels, 60, "the container's labels")
+        assert found == {printable(name): printable(value) for name, value in shown.items()}
+        engine.remove("four")
+        assert labels() == found, "an ended cgroup keeps its labels for --retain"
 
 
 def test_without_runtimes_there_are_ids_and_no_names(world: list[str], engine: Docker) -> None:

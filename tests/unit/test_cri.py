@@ -28,6 +28,17 @@ def containers(image: bytes) -> bytes:
     return field(1, field(1, ID) + field(2, SANDBOX) + field(3, field(1, "main")) + field(4, image) + field(6, 1))
 
 
+def test_labels_are_the_containers_over_the_pods() -> None:
+    def entry(key: str, value: str) -> bytes:
+        return field(1, key) + field(2, value)
+
+    pod = field(1, field(1, SANDBOX) + field(2, field(2, UID)) + field(5, entry("team", "a")) + field(5, entry("tier", "web")))
+    own = field(8, entry("team", "b")) + field(8, entry("team", "c")) + field(8, entry("", ""))
+    names = parse_pods(pod, field(1, field(1, ID) + field(2, SANDBOX) + own), "/s")
+    assert names[UID].labels == names[SANDBOX].labels == (("team", "a"), ("tier", "web"))
+    assert names[ID].labels == (("", ""), ("team", "c"), ("tier", "web"))
+
+
 def test_pods_and_containers() -> None:
     expected = {SANDBOX: POD, UID: POD, ID: POD._replace(container="main", image="nginx:1")}
     assert parse_pods(sandboxes(), containers(field(1, "nginx:1")), "/s") == expected

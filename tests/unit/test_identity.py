@@ -132,6 +132,22 @@ def test_names_come_later_and_stay_past_death() -> None:
     assert told.update({}, path)[path] == CgroupInfo("", container_id=ID), "kept by nobody"
 
 
+def test_labels_come_and_stay_as_names_do() -> None:
+    path, told = f"/docker/{ID}", Told({})
+    told.update({path: 5, f"{path}/below": 6, "/other": 7})
+    assert told.identities.labels == {}
+    web = (("team", "web"),)
+    told.names = {ID: Names("web", "nginx:1", labels=web), UID: Names(pod_uid=UID, labels=(("team", "pod"),))}
+    told.update({path: 5, f"{path}/below": 6, f"/kubepods/pod{UID}": 8})
+    assert told.identities.labels == {path: web, f"{path}/below": web, f"/kubepods/pod{UID}": (("team", "pod"),)}
+    told.names = {ID: Names("web", "nginx:1")}
+    told.update({path: 5}, f"/kubepods/pod{UID}")
+    assert told.identities.labels == {f"/kubepods/pod{UID}": (("team", "pod"),)}
+    told.names = {}
+    told.update({f"/kubepods/pod{UID}": 9})
+    assert told.identities.labels == {}, "another cgroup under the path"
+
+
 def test_a_name_that_changes() -> None:
     path, told = f"/docker/{ID}/below", Told({ID: Names("old", "image")})
     assert told.update({path: 5})[path].container == "old"

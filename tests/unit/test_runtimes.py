@@ -82,10 +82,33 @@ def test_what_a_runtime_says(tmp_path: Path) -> None:
     with serving(tmp_path, answer([linked, shim])) as server:
         assert read_containers(server.path) == {
             ID: Names("web", "nginx:1"),
-            OTHER: Names("app", "sha256:1", UID, "web-0", "shop"),
+            OTHER: Names("app", "sha256:1", UID, "web-0", "shop", tuple(sorted(shim["Labels"].items()))),
             UID: Names("", "", UID, "web-0", "shop"),
         }
         assert server.requests[0].startswith(b"GET /containers/json?all=1 HTTP/1.0\r\n")
+
+
+def test_only_labels_that_are_allowed_are_kept(tmp_path: Path) -> None:
+    labels = {
+        "team": "a",
+        "com.example.x": "1",
+        "com.example": "2",
+        "a\nb": "3",
+        "long": "x" * 1021,
+        "longer": "x" * 1021,
+        "n": 7,
+    }
+    with serving(tmp_path, answer([container(Labels=labels)])) as server:
+        for patterns, kept in (
+            ((), []),
+            (("team",), ["team"]),
+            (("com.example.*", "a?b"), ["a\nb", "com.example.x"]),
+            (("*", "team"), ["a\nb", "com.example", "com.example.x", "team"]),
+            (("[t]eam", "lon*"), ["team"]),
+        ):
+            runtime = Runtime(server.path, retain_s=60, labels=patterns)
+            runtime.refresh()
+            assert [name for name, _ in runtime.names[ID].labels] == kept
 
 
 @pytest.mark.parametrize(
