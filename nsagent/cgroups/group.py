@@ -15,7 +15,7 @@ from typing import Final
 from nsagent.cgroups import ending, v1
 from nsagent.cgroups.files import read_text, try_write, write
 from nsagent.cgroups.layout import Hierarchy, Layout
-from nsagent.cgroups.limits import IoMax, Limits
+from nsagent.cgroups.limits import IoMax, Limits, Setting
 from nsagent.cgroups.meter import Meter
 from nsagent.cgroups.plan import plan, translate, write_setting
 from nsagent.cgroups.reader import Reader
@@ -81,20 +81,31 @@ class Group:
             os.close(descriptor)
         self._descriptors.clear()
 
-    def apply(self, limits: Limits) -> None:
-        """Write `limits` and read them back. Raises UnsupportedError, UsageError, AccessError, naming the flag."""
+    def apply(self, limits: Limits, refused: list[str] | None = None) -> None:
+        """Write `limits` and read them back. Raises UnsupportedError, UsageError, AccessError, naming the flag.
+
+        With a list `refused` it gets what this host does not enforce, which then is no error.
+        """
         if limits.cpuset is not None:
             self._enable_above({"cpuset"})
         for hierarchy, setting in plan(self.layout, limits):
-            place = self.places.get(hierarchy)
-            reason = self.missing.get(hierarchy.key) or self.missing.get(setting.controller)
-            if place is None or reason:
-                raise UnsupportedError(
-                    setting.flag,
-                    f"the {setting.controller} controller cannot be used: {reason or 'the cgroup is not in its hierarchy'}",
-                    hint=f"leave {setting.flag} out, or run where {hierarchy.mountpoint} is writable and delegated",
-                )
-            write_setting(place, setting)
+            try:
+                self._write(hierarchy, setting)
+            except (UnsupportedError, AccessError) as exc:
+                if refused is None:
+                    raise
+                refused.append(exc.message)
+
+    def _write(self, hierarchy: Hierarchy, setting: Setting) -> None:
+        place = self.places.get(hierarchy)
+        reason = self.missing.get(hierarchy.key) or self.missing.get(setting.controller)
+        if place is None or reason:
+            raise UnsupportedError(
+                setting.flag,
+                f"the {setting.controller} controller cannot be used: {reason or 'the cgroup is not in its hierarchy'}",
+                hint=f"leave {setting.flag} out, or run where {hierarchy.mountpoint} is writable and delegated",
+            )
+        write_setting(place, setting)
 
     def attach_fds(self) -> list[int]:
         """Return a descriptor of `tasks` in each v1 hierarchy. A single-threaded child that writes b"0" to each is in.

@@ -8,6 +8,7 @@ from typing import Final
 
 from nsagent.errors import UsageError
 
+UNLIMITED: Final = -1  # of swap
 PERIOD_USEC: Final = 100_000  # the kernel's default bandwidth period
 _DEVICE: Final = re.compile(r"[0-9]+:[0-9]+")
 
@@ -28,13 +29,15 @@ class Limits:
     """What was asked for; None: not limited here.
 
     `cpus` in CPUs (0.5 is half of one). `memory_bytes` bounds memory; `swap_bytes` of swap may come on top, and is 0 unless
-    it is given (on v1 one page: see nsagent.cgroups.v1). `cpuset` is a list such as "0-2,5". `cpu_weight` and `io_weight` are
+    it is given (on v1 one page: see nsagent.cgroups.v1); UNLIMITED: any. Above `memory_high_bytes` the kernel reclaims and slows
+    down: v2 alone. `cpuset` is a list such as "0-2,5". `cpu_weight` and `io_weight` are
     v2's, 1 to 10000, 100 by default.
     """
 
     cpus: float | None = None
     memory_bytes: int | None = None
     swap_bytes: int | None = None
+    memory_high_bytes: int | None = None
     pids: int | None = None
     io_max: tuple[IoMax, ...] = ()
     cpuset: str | None = None
@@ -54,7 +57,9 @@ class Limits:
                 raise UsageError(f"{flag} {weight}: not between 1 and 10000", hint="100 is what others have")
         if self.memory_bytes is not None and not 0 < self.memory_bytes < 2**63:
             raise UsageError(f"--memory {self.memory_bytes}: not a size a cgroup can have")
-        if self.swap_bytes is not None and (self.memory_bytes is None or self.swap_bytes < 0):
+        if self.memory_high_bytes is not None and not 0 < self.memory_high_bytes < 2**63:
+            raise UsageError(f"--memory-high {self.memory_high_bytes}: not a size a cgroup can have")
+        if self.swap_bytes is not None and (self.memory_bytes is None or self.swap_bytes < UNLIMITED):
             raise UsageError("a limit of swap needs one of memory", hint="add --memory")
         if self.pids is not None and not 0 < self.pids <= 4_194_304:  # PID_MAX_LIMIT
             raise UsageError(f"--pids {self.pids}: not between 1 and 4194304")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from typing import Final
+from dataclasses import fields
+from typing import Any, Final
 
 from nsagent.cgroups import v1, v2
 from nsagent.cgroups.files import read_text, write
@@ -17,6 +18,7 @@ _NEEDS: Final = (
     ("--cpus", "cpus", "cpu"),
     ("--cpu-weight", "cpu_weight", "cpu"),
     ("--memory", "memory_bytes", "memory"),
+    ("--memory-high", "memory_high_bytes", "memory"),
     ("--pids", "pids", "pids"),
     ("--cpuset", "cpuset", "cpuset"),
     ("--io-max", "io_max", "io"),
@@ -55,6 +57,27 @@ def plan(layout: Layout, limits: Limits) -> list[tuple[Hierarchy, Setting]]:
             settings = v2.settings(limits, hierarchy.controllers, bfq=bfq, iocost=iocost)
         writes += [(hierarchy, setting) for setting in settings]
     return writes
+
+
+def feasible(layout: Layout, limits: Limits) -> tuple[Limits, list[str]]:
+    """Return those of `limits` that this host has, and why it has not the others. Raises UsageError as `plan`."""
+    had: dict[str, Any] = {}
+    refused = []
+    for each in fields(limits):
+        value = getattr(limits, each.name)
+        if value in (None, ()):
+            continue
+        alone = {each.name: value}
+        if each.name == "swap_bytes":  # means something beside that of memory alone, and goes with it
+            if "memory_bytes" not in had:
+                continue
+            alone["memory_bytes"] = limits.memory_bytes
+        try:
+            plan(layout, Limits(**alone))
+            had[each.name] = value
+        except UnsupportedError as exc:
+            refused.append(exc.message)
+    return Limits(**had), refused
 
 
 def write_setting(place: str, setting: Setting) -> None:

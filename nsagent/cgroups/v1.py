@@ -13,6 +13,7 @@ from typing import Final
 
 from nsagent.cgroups.limits import (
     PERIOD_USEC,
+    UNLIMITED,
     Limits,
     Setting,
     bfq_weight,
@@ -227,14 +228,21 @@ def settings(limits: Limits, controllers: frozenset[str], *, bfq: bool = False) 
     if "memory" in controllers and limits.memory_bytes is not None:
         page = os.sysconf("SC_PAGE_SIZE")
         swap = limits.swap_bytes or 0
-        total, optional = limits.memory_bytes // page * page + swap + page, not swap
+        total, optional = limits.memory_bytes // page * page + swap + page, swap in (0, UNLIMITED)
         # The kernel keeps limit <= memsw limit at every moment: lift the second, set the first, lower the second. One
         # page more than asked for: with equal limits memory.failcnt and memory.memsw.failcnt both stay 0 (6.18).
         plan += [
             make("--memory", "memory.memsw.limit_in_bytes", "-1", expect="", optional=optional),
             make("--memory", "memory.limit_in_bytes", str(limits.memory_bytes), expect=str(limits.memory_bytes // page * page)),
-            make("--memory", "memory.memsw.limit_in_bytes", str(total), expect=str(total // page * page), optional=optional),
         ]
+        if swap != UNLIMITED:
+            plan.append(
+                make("--memory", "memory.memsw.limit_in_bytes", str(total), expect=str(total // page * page), optional=optional)
+            )
+    if "memory" in controllers and limits.memory_high_bytes is not None:
+        raise UnsupportedError(
+            "--memory-high", "cgroup v1 has a hard limit alone", hint="--memory; or boot with the memory controller on cgroup v2"
+        )
     if "pids" in controllers and limits.pids is not None:
         plan.append(make("--pids", "pids.max", str(limits.pids)))
     if "cpuset" in controllers and limits.cpuset is not None:

@@ -13,6 +13,7 @@ from typing import Final
 
 from nsagent.cgroups.limits import (
     PERIOD_USEC,
+    UNLIMITED,
     IoMax,
     Limits,
     Setting,
@@ -234,7 +235,13 @@ def settings(limits: Limits, controllers: frozenset[str], *, bfq: bool = False, 
         swap = limits.swap_bytes or 0
         optional = not swap  # a kernel without swap accounting cannot refuse swap, and this is no reason to refuse the job
         plan.append(make("--memory", "memory.max", str(limits.memory_bytes), expect=str(limits.memory_bytes // page * page)))
-        plan.append(make("--memory", "memory.swap.max", str(swap), expect=str(swap // page * page), optional=optional))
+        if swap == UNLIMITED:
+            plan.append(make("--memory-swap", "memory.swap.max", "max", optional=True))
+        else:
+            plan.append(make("--memory", "memory.swap.max", str(swap), expect=str(swap // page * page), optional=optional))
+    if "memory" in controllers and limits.memory_high_bytes is not None:
+        high = limits.memory_high_bytes // os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PAGE_SIZE")
+        plan.append(make("--memory-high", "memory.high", str(limits.memory_high_bytes), expect=str(high)))
     if "pids" in controllers and limits.pids is not None:
         plan.append(make("--pids", "pids.max", str(limits.pids)))
     if "cpuset" in controllers and limits.cpuset is not None:

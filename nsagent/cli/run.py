@@ -9,8 +9,7 @@ from typing import Any, Final
 import click
 
 from nsagent import jobs
-from nsagent.cgroups.limits import Limits
-from nsagent.cli import entering, isolation
+from nsagent.cli import entering, isolation, limiting
 from nsagent.cli.run_output import Output
 from nsagent.launch import descriptors, quantities
 from nsagent.launch.spec import RunSpec, read_capabilities
@@ -30,6 +29,8 @@ Examples:
   nsagent run --sample 100ms --cpu-timeout 1h -- ./train         CPU and memory over time; an end after an hour of CPU
   nsagent run --report textfile:/var/lib/node_exporter --push http://127.0.0.1:9091 -- ./backup
   nsagent run -d --name web -- ./server                          leaves it running: nsagent ps, logs, exec, stop
+  nsagent run --parent batch --cpus 1 --ulimit nofile=4096 --nice 10 -- ./sort
+                                                                 within the limits of the cgroup `batch` too
   nsagent run --dry-run --io-max /dev/vda:wbps=10M -- dd ...     what would be done
   nsagent run                                                    a shell in namespaces of its own
 """
@@ -49,13 +50,7 @@ def _option(name: str, metavar: str, help_text: str, **more: Any) -> Callable[[A
 @click.option("--no-proc", is_flag=True, help="Leave /proc as it is, though pid and mnt are new.")
 @click.option("--init", "init", is_flag=True, help="Put a small init at PID 1, which reaps and passes signals on.")
 @isolation.options
-@_option("cpus", "N", "CPU time: 0.5 is half of one CPU.")
-@_option("cpuset", "LIST", "CPUs that may be used, such as 0-1.")
-@_option("cpu-weight", "N", "Share of CPU against others, 1 to 10000; 100 is normal.")
-@_option("memory", "SIZE", "Memory, such as 256M; swap is not added to it.")
-@_option("pids", "N", "Processes and threads.")
-@_option("io-max", "DEVICE:KEY=N,...", "rbps, wbps (bytes a second), riops, wiops of a disk; may be repeated.", multiple=True)
-@_option("io-weight", "N", "Share of IO against others, 1 to 10000; 100 is normal.")
+@limiting.options
 @_option("timeout", "TIME", "Send SIGTERM after TIME, such as 1s or 10m; exit with 124.")
 @_option("cpu-timeout", "TIME", "The same after so much CPU time of all its processes.")
 @_option("stop-timeout", "TIME", "From a timeout's SIGTERM to SIGKILL.", default="10s")
@@ -79,10 +74,10 @@ def run(argv: tuple[str, ...], state_dir: str | None, detach: bool, dry_run: boo
     spec = make_spec(argv, words).for_capabilities(read_capabilities())
     if dry_run:
         from nsagent.cgroups.layout import read_layout
-        from nsagent.launch import launcher, plan
+        from nsagent.launch import launcher, plan, prepare
 
         layout = read_layout()
-        click.echo(plan.describe(spec, layout, launcher.parent_cgroup(layout)), nl=False)
+        click.echo(plan.describe(prepare.feasible(spec, layout), layout, launcher.parent_cgroup(layout, spec.parent)), nl=False)
         return 0
     # What cannot be told is refused before the job runs, not after it.
     directory = state_dir or jobs.default_state_dir()
@@ -109,7 +104,7 @@ def make_spec(argv: tuple[str, ...], words: dict[str, Any]) -> RunSpec:
         argv=argv or (os.environ.get("SHELL") or "/bin/sh",),
         name=words["name"] or "",
         **entering.make_namespaces(words),
-        limits=make_limits(words),
+        **limiting.make_bounds(words),
         filesystem=isolation.make_filesystem(words),
         security=isolation.make_security(words),
         **isolation.identity_words(words),
@@ -123,23 +118,6 @@ def make_spec(argv: tuple[str, ...], words: dict[str, Any]) -> RunSpec:
         cpu_timeout_ns=duration("cpu_timeout"),
         stop_timeout_ns=quantities.parse_duration(words["stop_timeout"], "--stop-timeout"),
         sample_ns=duration("sample"),
-    )
-
-
-def make_limits(words: dict[str, Any]) -> Limits:
-    """Return the limits that were asked for; what was not is None."""
-
-    def parsed(key: str, parse: Callable[[str], Any]) -> Any:
-        return None if words[key] is None else parse(words[key])
-
-    return Limits(
-        cpus=parsed("cpus", quantities.parse_cpus),
-        memory_bytes=parsed("memory", lambda text: quantities.parse_bytes(text, "--memory")),
-        pids=parsed("pids", lambda text: quantities.parse_count(text, "--pids", 1, 4 << 20)),
-        io_max=tuple(quantities.parse_io_max(text) for text in words["io_max"]),
-        cpuset=parsed("cpuset", lambda text: quantities.parse_cpuset(text, quantities.read_online_cpus())),
-        cpu_weight=parsed("cpu_weight", lambda text: quantities.parse_count(text, "--cpu-weight", 1, 10_000)),
-        io_weight=parsed("io_weight", lambda text: quantities.parse_count(text, "--io-weight", 1, 10_000)),
     )
 
 

@@ -21,6 +21,7 @@ from nsagent.launch.init import run_under_init
 from nsagent.launch.mounts import MountPlan
 from nsagent.launch.network import loopback_up
 from nsagent.launch.stdio import StdioPlan, take
+from nsagent.launch.tuning import Ulimit, limit
 
 
 class ChildPlan(NamedTuple):
@@ -32,6 +33,7 @@ class ChildPlan(NamedTuple):
     parents: tuple[int, ...]
     tasks: tuple[int, ...]  # descriptors of `tasks` in each v1 hierarchy
     entry: Entry | None = None
+    ulimits: tuple[Ulimit, ...] = ()
     new_cgroup_namespace: bool = False
     mounts: MountPlan | None = None
     loopback: bool = False
@@ -124,6 +126,7 @@ def _prepare(plan: ChildPlan, step: Step) -> None:
             os.fchdir(libc.openat2(libc.AT_FDCWD, plan.workdir, os.O_PATH | os.O_DIRECTORY, libc.RESOLVE_NO_MAGICLINKS))
         else:
             os.chdir(plan.workdir)
+    limit(plan.ulimits, step)
     confine(plan.confinement, step)
 
 

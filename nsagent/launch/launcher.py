@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator
 from nsagent import jobs
 from nsagent.cgroups.group import Group
 from nsagent.cgroups.layout import Layout, read_layout
-from nsagent.errors import AccessError, LaunchError, NsagentError, UnsupportedError, VanishedError
-from nsagent.launch import child, idmaps, joining, measure, prepare
+from nsagent.errors import AccessError, LaunchError, NsagentError, UnsupportedError, UsageError, VanishedError
+from nsagent.launch import child, idmaps, joining, measure, prepare, tuning
 from nsagent.launch.clone import clone3
 from nsagent.launch.handshake import RELEASE
 from nsagent.launch.orphans import Orphans
@@ -61,7 +61,7 @@ def run(
             command=spec.argv,
             launcher_pid=os.getpid(),
             start=time.time(),
-            cgroup=f"{parent_cgroup(layout)}nsagent/{job_id}",
+            cgroup=f"{parent_cgroup(layout, spec.parent)}nsagent/{job_id}",
             isolate=tuple(sorted(spec.isolate)),
         ),
     )
@@ -91,8 +91,17 @@ def run(
         inbox.close()
 
 
-def parent_cgroup(layout: Layout) -> str:
-    """Return where jobs go: "" for the root of each hierarchy; for a user "PATH/", the delegated cgroup it is in, if any."""
+def parent_cgroup(layout: Layout, named: str = "") -> str:
+    """Return where jobs go: "NAMED/" of --parent; "" for the root of each hierarchy; for a user the delegated cgroup it is in.
+
+    Raises UsageError where no hierarchy has the cgroup that was named. One that lacks it gets it, and it stays there.
+    """
+    if named:
+        if not any(os.path.isdir(f"{hierarchy.mountpoint}/{named}") for hierarchy in layout.hierarchies):
+            raise UsageError(
+                f"--parent {named}: no hierarchy has this cgroup", hint="'nsagent cgroup tree' shows those there are"
+            )
+        return f"{named}/"
     if os.geteuid() != 0:
         own = layout.own_cgroup()
         for hierarchy in layout.hierarchies:
@@ -168,6 +177,8 @@ class _Launch:
         self._recorder: Recorder | None = None
 
     def run(self, layout: Layout) -> RunResult:
+        self._spec = prepare.feasible(self._spec, layout)
+        self._notes = list(self._spec.notes)
         with self._in_group(layout):
             orphans = Orphans() if self._group is None else None
             try:
@@ -211,14 +222,16 @@ class _Launch:
         try:
             self._group = Group.create(layout, self._job.record.cgroup)
         except (AccessError, UnsupportedError) as exc:
-            if self._spec.limits or self._spec.cpu_timeout_ns:
+            if (self._spec.limits or self._spec.cpu_timeout_ns) and not self._spec.best_effort:
                 raise
             self._notes.append(f"no cgroup, so CPU and memory are of what was waited for: {exc.message}")
             self._job.update(cgroup="")
             yield
             return
         try:
-            self._group.apply(self._spec.limits)
+            refused: list[str] | None = [] if self._spec.best_effort else None
+            self._group.apply(self._spec.limits, refused)
+            self._notes += [f"not limited: {reason}" for reason in refused or ()]
             yield
         finally:
             self._group.remove()
@@ -275,6 +288,7 @@ class _Launch:
             supervisor.wait_ready()
             if maps is not None:
                 idmaps.write(pid, maps)
+            self._notes += tuning.prepare(pid, spec.tuning, best_effort=spec.best_effort)
             self._register(pid)
             os.write(release, RELEASE)
             with self._alarms(supervisor) as alarms:

@@ -31,6 +31,7 @@ def describe(spec: RunSpec, layout: Layout, parent: str = "") -> str:
         ("limit", f"{setting.flag}: {hierarchy.mountpoint}/{below}/{setting.file} = {setting.value}")
         for hierarchy, setting in plan(layout, spec.limits)
     ]
+    rows += [("limit", f"{flag}: {value}") for flag, value in spec.tuning.describe()]
     if NamespaceKind.MNT in spec.isolate:
         rows += [("mounts", line) for line in _mounts(mount_plan(spec, layout, maps))]
     if NamespaceKind.NET in spec.isolate:

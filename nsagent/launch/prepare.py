@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 
+from nsagent.cgroups import plan
 from nsagent.cgroups.layout import CGROUPFS, Layout
 from nsagent.errors import AccessError, LaunchError, UnsupportedError
-from nsagent.launch import idmaps, seccomp, users
+from nsagent.launch import idmaps, seccomp, tuning, users
 from nsagent.launch.child import ChildPlan
 from nsagent.launch.confine import Confinement
 from nsagent.launch.entry import Entry
@@ -52,6 +54,7 @@ def child_plan(
         parents=parents,
         tasks=tasks,
         entry=entry,
+        ulimits=spec.tuning.ulimits,
         new_cgroup_namespace=NamespaceKind.CGROUP in spec.isolate,
         mounts=mount_plan(spec, layout, maps, stdio.fds[0] if stdio else 0) if NamespaceKind.MNT in spec.isolate else None,
         loopback=NamespaceKind.NET in spec.isolate,
@@ -63,6 +66,22 @@ def child_plan(
         confinement=confinement(spec, state_dir, notes),
         hidden=os.geteuid() == 0,
         foreign_root=spec.foreign_root,
+    )
+
+
+def feasible(spec: RunSpec, layout: Layout) -> RunSpec:
+    """Return the spec with what this host can give of its limits, if that is enough: the rest is a note in it.
+
+    Raises AccessError where it is not.
+    """
+    tuned, notes = spec.tuning, list[str]()
+    if tuned.ulimits:
+        tuned, notes = tuning.feasible(tuned, read_capabilities(), best_effort=spec.best_effort)
+    if not spec.best_effort:
+        return spec
+    limits, refused = plan.feasible(layout, spec.limits)
+    return dataclasses.replace(
+        spec, limits=limits, tuning=tuned, notes=(*spec.notes, *notes, *(f"not limited: {reason}" for reason in refused))
     )
 
 

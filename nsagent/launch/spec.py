@@ -14,6 +14,7 @@ from nsagent.launch.filesystem import Filesystem
 from nsagent.launch.idmaps import Extent
 from nsagent.launch.joining import ClockOffset, Join
 from nsagent.launch.security import Security
+from nsagent.launch.tuning import Tuning
 from nsagent.namespaces import NamespaceKind
 
 DEFAULT_KINDS: Final = frozenset(
@@ -29,12 +30,13 @@ _CAP_SYS_ADMIN: Final = 21  # include/uapi/linux/capability.h
 class RunSpec:
     """One job as asked for. Raises UsageError where it makes no sense. Times are ns.
 
-    `name` is the job's name, by default the base name of the command. `user`: USER[:GROUP], "" for root of a new user
-    namespace, else the caller. `userns`: `auto` makes one, `none` never does, "" where the caller needs one.
-    `join`: namespaces of others, in place of new ones. `clock_offsets`: of a new time namespace, which they bring about.
-    `mount_proc`: a fresh /proc, where mnt is new and pid not ours. `timeout_ns`: SIGTERM after it, SIGKILL to all
-    `stop_timeout_ns` later; `cpu_timeout_ns`: the same after so much CPU time of all its processes. `sample_ns`: how often
-    its timeline is read. `notes` tell what was changed against the words of the user, and why.
+    `name` is the job's name, by default the base name of the command. `join`: namespaces of others, in place of new ones.
+    `clock_offsets`: of a new time namespace, which they bring about. `parent`: the cgroup to be in, a path below the root of each
+    hierarchy; "" for the root, or for what was delegated. `best_effort`: limits that this host cannot enforce are notes.
+    `user`: USER[:GROUP], "" for root of a new user namespace, else the caller. `userns`: `auto` makes one, `none` never does, ""
+    where the caller needs one. `mount_proc`: a fresh /proc, where mnt is new and pid not ours. `timeout_ns`: SIGTERM after it,
+    SIGKILL to all `stop_timeout_ns` later; `cpu_timeout_ns`: the same after so much CPU time of all its processes. `sample_ns`:
+    how often its timeline is read. `notes` tell what was changed against the words of the user, and why.
     """
 
     argv: tuple[str, ...]
@@ -43,6 +45,9 @@ class RunSpec:
     join: tuple[Join, ...] = ()
     clock_offsets: tuple[ClockOffset, ...] = ()
     limits: Limits = field(default_factory=Limits)
+    tuning: Tuning = field(default_factory=Tuning)
+    parent: str = ""
+    best_effort: bool = False
     filesystem: Filesystem = field(default_factory=Filesystem)
     security: Security = field(default_factory=Security)
     user: str = ""
@@ -70,6 +75,8 @@ class RunSpec:
             raise UsageError("--userns none contradicts a user namespace that is asked for", hint="leave one of them out")
         if self.userns == "auto" or self.uid_map or self.gid_map:
             object.__setattr__(self, "isolate", self.isolate | {NamespaceKind.USER})
+        if self.parent and not {"", ".", ".."}.isdisjoint(self.parent.split("/")):
+            raise UsageError(f"--parent {self.parent!r} is no path of a cgroup", hint="such as batch or user.slice/batch")
         if self.clock_offsets:
             object.__setattr__(self, "isolate", self.isolate | {NamespaceKind.TIME})
         self._check_joins()

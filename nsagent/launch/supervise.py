@@ -282,6 +282,7 @@ _HINTS = {
     "user": "only root, or root of a user namespace (--userns auto), can become another user",
     "capabilities": "--privileged takes none away",
     "seccomp": "this kernel may lack seccomp filters; --seccomp unconfined does without",
+    "ulimit": "above the hard limit only with CAP_SYS_RESOURCE; nofile at most /proc/sys/fs/nr_open",
     "tmpfs": "DST must be a directory inside the job; options are those of tmpfs(5)",
 }
 _NOT_FOUND = 2  # ENOENT
