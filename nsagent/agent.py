@@ -141,7 +141,8 @@ def _run(config: AgentConfig, read: Callable[[], AgentConfig], stack: contextlib
     assert node.findings is not None
     patrol = Patrol(node.findings, node.hub.publish, node.attached.created if node.attached else None)
     sinks = [Sink(parse(text, parse_bytes), lambda: node.hub.subscribe(EventFilter()), SCHEMA) for text in config.events_to]
-    watch = Watch(node.sampler, node.history, _unseen)
+    traced = node.events if node.traces else None
+    watch = Watch(node.sampler, node.history, _unseen, node.take_events if traced else lambda: None)
     encoder = Encoder(catalogue.FAMILIES, Process(), max_series=config.max_series)
 
     def scrape(openmetrics: bool) -> tuple[bytes, ...]:
@@ -176,8 +177,8 @@ def _run(config: AgentConfig, read: Callable[[], AgentConfig], stack: contextlib
         stack.callback(sink.close)
         sink.start()
     rings = []
-    if node.events and node.traces:
-        rings.append(RingThread("ring", node.events.fileno(), node.take_events))
+    if traced:
+        rings.append(RingThread("ring", traced.fileno(), node.take_events))
     if node.cgroup_ring and node.cgroups and node.cgroups.ends:
         rings.append(RingThread("cgroups", node.cgroup_ring.fileno(), node.cgroups.ends.drain))
     for ring in rings:

@@ -112,12 +112,18 @@ class Search:
 
 
 class Watch:
-    """Looks every TICK_S if nobody else did, and answers requests. `lost`: events that never came, since the load."""
+    """Looks every TICK_S if nobody else did, and answers requests.
 
-    def __init__(self, sampler: Sampler, history: History, lost: Callable[[NodeSample], int]) -> None:
+    `lost`: events that never came, since the load. `catch_up` feeds the history with what the kernel has told so far.
+    """
+
+    def __init__(
+        self, sampler: Sampler, history: History, lost: Callable[[NodeSample], int], catch_up: Callable[[], None] = lambda: None
+    ) -> None:
         self._sampler = sampler
         self._history = history
         self._lost = lost
+        self._catch_up = catch_up
         self._saved = time.monotonic()
         self._search = Search()
 
@@ -163,6 +169,7 @@ class Watch:
     def history(self, request: Mapping[str, Any]) -> Answer:
         """Answer with the records of the namespaces asked for, as of now."""
         wanted = _check(request, _FIELDS)
+        self._catch_up()  # on a busy node the thread that reads the ring may be late
         sample = self._sampler.read()
         if self._history.unsettled:
             sample = self._sampler.read()

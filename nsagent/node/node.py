@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import threading
 from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
@@ -63,6 +64,7 @@ class Node:
         if self.attached and self.cgroups:
             self.cgroups.use(self.attached.lane())
         self.events: KernelEvents | None = None
+        self._taking = threading.Lock()
         self.traces = self.attached is not None and self.attached.traces
         self.hub = Hub(self.attached.trace_all if self.attached and self.traces else lambda on: None)
         if self.attached:
@@ -245,15 +247,16 @@ class Node:
         return tuple(MapFigures(m.name, m.entries, m.max_entries, m.memory_bytes, full.get(m.name)) for m in maps)
 
     def take_events(self) -> None:
-        """Take what the ring buffer holds to the history, the findings and those who watch; for an agent's one reader."""
+        """Take what the ring buffer holds to the history, the findings and those who watch; for one agent, in any thread."""
         assert self.events is not None
         assert self.history is not None
         assert self.findings is not None
-        events = self.events.read()
-        self.history.feed(events)
-        if not self.hub.idle:
-            events = [self.origins.locate(event) for event in events]
-        self.hub.publish([*events, *self.findings.of_events(events)])
+        with self._taking:  # so that they come in order
+            events = self.events.read()
+            self.history.feed(events)
+            if not self.hub.idle:
+                events = [self.origins.locate(event) for event in events]
+            self.hub.publish([*events, *self.findings.of_events(events)])
 
     def status(self) -> dict[str, Any]:
         """Return what changes, taken by a sample: how much there is, and whether every exited thread was seen freed."""

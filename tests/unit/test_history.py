@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from nsagent.history import About, Figures, History
 from nsagent.namespaces import KINDS, NamespaceId, NamespaceKind
 from nsagent.records import Counts, Member, Record
 from nsagent.usage import Usage
+from nsagent.watch import Watch
 
 HOST = {kind: NamespaceId(kind, 1000 + at, 1) for at, kind in enumerate(KINDS)}
 INUMS = {kind: namespace.inum for kind, namespace in HOST.items()}
@@ -352,3 +354,13 @@ def test_readers_and_writers_meet() -> None:
     thread.join()
     assert failures == []
     assert len(list(history.read())) == 64
+
+
+def test_an_answer_has_what_the_kernel_told_before_it_was_asked() -> None:
+    """The thread that reads the ring may not have come to it."""
+    history = History(INUMS)
+    sampler: Any = SimpleNamespace(read=lambda: history.observe({}, 2 * SECOND))
+    made = event("unshare", (HOST[UTS], new(UTS)))
+    watch = Watch(sampler, history, lambda _: 0, lambda: history.feed([made]))
+    _, records = watch.history({"kind": "uts"})
+    assert [record["created"]["pid"] for record in records] == [made.pid]
