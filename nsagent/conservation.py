@@ -14,6 +14,7 @@ from typing import Final, TypeVar
 from nsagent.errors import NsagentError, ParseError
 
 _LEAST_NS: Final = 10**9  # under that, one tick on one CPU is some tenths of a per cent
+_VAGUE: Final = 0.01  # of the growth: what the node may use while it is read
 _TICK_NS: Final = 10**9 // os.sysconf("SC_CLK_TCK")
 
 T = TypeVar("T")
@@ -45,14 +46,20 @@ class Conservation:
     def __init__(self, read_ns: Callable[[], int]) -> None:
         self._read_ns = read_ns
         self._kernel_ns: float | None = None
-        self._base: tuple[float, int] | None = None
+        self._vague_ns = 0.0
+        self._base: tuple[float, float, int] | None = None
 
     def around(self, read: Callable[[], T]) -> T:
-        """Read something, and the kernel's figure before and after: as of the middle of the reading, it is their mean."""
+        """Read something, and the kernel's figure before and after: as of the middle of the reading, it is their mean.
+
+        It may be out by half of their difference: on a busy node somebody else may run for long in the middle.
+        """
         before = self._ask()
         result = read()
         after = self._ask()
-        self._kernel_ns = (before + after) / 2 if before is not None and after is not None else None
+        self._kernel_ns = None
+        if before is not None and after is not None:
+            self._kernel_ns, self._vague_ns = (before + after) / 2, (after - before) / 2
         return result
 
     def _ask(self) -> int | None:
@@ -64,13 +71,15 @@ class Conservation:
     def error(self, shown_ns: int) -> float | None:
         """Return the growth of `shown_ns` by that of the kernel's figure as of the last `around`, less 1.
 
-        None at first, where the kernel's is not to be read, and until a second of CPU time has gone by since the last answer.
+        None at first, where the kernel's is not to be read, and until so much CPU time has gone by since the last answer, a
+        second at least, that how long the readings took makes no difference of more than a hundredth.
         """
-        kernel_ns, base = self._kernel_ns, self._base
+        kernel_ns, base, vague_ns = self._kernel_ns, self._base, self._vague_ns
         if kernel_ns is None or base is None or kernel_ns < base[0]:
-            self._base = None if kernel_ns is None else (kernel_ns, shown_ns)
+            self._base = None if kernel_ns is None else (kernel_ns, vague_ns, shown_ns)
             return None
-        if kernel_ns - base[0] < _LEAST_NS:
+        grown_ns = kernel_ns - base[0]
+        if grown_ns < _LEAST_NS or vague_ns + base[1] > _VAGUE * grown_ns:
             return None
-        self._base = (kernel_ns, shown_ns)
-        return (shown_ns - base[1]) / (kernel_ns - base[0]) - 1
+        self._base = (kernel_ns, vague_ns, shown_ns)
+        return (shown_ns - base[2]) / grown_ns - 1

@@ -421,7 +421,8 @@ FAMILIES: Final[tuple[Family, ...]] = (
         "gauge",
         Scope.NODE,
         "How much more CPU time than the kernel counted for the node was added to the namespaces of a kind (below 0: less), as a "
-        "part of it, since the sample before; absent until a second of it was used, and without BPF.",
+        "part of it, since the sample before; absent until a second of it was used, or more where reading took long, and without "
+        "BPF.",
         "pid namespaces, those gone with them, against the root's cpuacct.usage, else /proc/stat (by tick, interrupts in it)",
         ("resource",),
         parts=((("cpu",), lambda sample: sample.cpu_error),),

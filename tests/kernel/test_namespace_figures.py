@@ -57,7 +57,7 @@ def inside(*prefix: str, code: str = "") -> Iterator[tuple[int, Any]]:
             pid, told = json.loads(line)
             yield pid, told
         finally:
-            process.communicate(timeout=10)
+            process.communicate(timeout=120)
 
 
 def identify(pid: int, kind: NamespaceKind) -> NamespaceId:
@@ -66,7 +66,7 @@ def identify(pid: int, kind: NamespaceKind) -> NamespaceId:
 
 def read(pid: int, kind: NamespaceKind) -> NamespaceFigures:
     namespace = identify(pid, kind)
-    return NamespaceReader(budget_s=10).read({namespace: pid}).namespaces[namespace]
+    return NamespaceReader(budget_s=600).read({namespace: pid}).namespaces[namespace]
 
 
 def add_device(pid: int) -> subprocess.CompletedProcess[bytes]:
@@ -92,7 +92,7 @@ def test_a_counter_does_not_fall_when_the_oldest_member_goes() -> None:
         oldest, _ = first.enter_context(inside("unshare", "--net", code=TRAFFIC))
         namespace = identify(oldest, NamespaceKind.NET)
         with inside("nsenter", f"--net=/proc/{oldest}/ns/net") as (second, _):
-            reader = NamespaceReader(budget_s=10)
+            reader = NamespaceReader(budget_s=600)
             before = reader.read({namespace: oldest}).namespaces[namespace].devices["lo"]
             first.close()
             wait_for(lambda: not os.path.exists(f"/proc/{oldest}"), what="the oldest to be gone")
@@ -141,7 +141,7 @@ def test_highest_pid() -> None:
         assert told == 7777
         assert read(pid, NamespaceKind.PID).highest_pid == 7777
     with inside(*wait, *wait) as (pid, _):  # of the outer one a member is not needed here: 1 is unshare, 2 the inner one's 1
-        reader = NamespaceReader(budget_s=10)
+        reader = NamespaceReader(budget_s=600)
         outer = procfs.read_stat(pid).ppid
         found = reader.read({identify(each, NamespaceKind.PID): each for each in (pid, outer, os.getpid())}).namespaces
         assert found[identify(pid, NamespaceKind.PID)].highest_pid == 1
@@ -196,10 +196,10 @@ def test_limits_are_the_sysctls() -> None:
 def test_what_another_user_may_not_read_is_absent() -> None:
     with inside() as (pid, _):
         members = {identify(pid, kind): pid for kind in (NamespaceKind.NET, NamespaceKind.MNT, NamespaceKind.USER)}
-        assert len(NamespaceReader(budget_s=10).read(members).namespaces) == 3
+        assert len(NamespaceReader(budget_s=600).read(members).namespaces) == 3
         os.seteuid(65534)
         try:
-            assert NamespaceReader(budget_s=10).read(members).namespaces == {}
+            assert NamespaceReader(budget_s=600).read(members).namespaces == {}
         finally:
             os.seteuid(0)
 
@@ -214,7 +214,7 @@ def test_an_agent_exports_them(world: list[str]) -> None:
         )
         received = "nsagent_namespace_network_receive_bytes_total"
         # members of namespaces are looked for every 15 s
-        wait_for(lambda: get(agent.scrape(), received, device="lo", **net) is not None, 60, "the first figures")
+        wait_for(lambda: get(agent.scrape(), received, device="lo", **net) is not None, what="the first figures")
         samples = agent.scrape()
         assert get(samples, received, device="lo", **net) == 10 * DATAGRAM
         if made.returncode == 0:
@@ -223,9 +223,12 @@ def test_an_agent_exports_them(world: list[str]) -> None:
         assert get(samples, "nsagent_namespace_mounts", **mnt) == Path(f"/proc/{pid}/mountinfo").read_text().count("\n")
         assert get(samples, "nsagent_namespace_limit", kind="net") is not None
         assert get(samples, "nsagent_collector_success", collector="namespaces") == 1
-        agent.scrape()
         burn = "import time\nwhile time.process_time() < 4: pass\n"
-        subprocess.run([sys.executable, "-c", burn], check=True)
-        error = get(agent.scrape(), "nsagent_accounting_error_ratio", resource="cpu")
-        assert error is not None
-        assert abs(error) < 0.02
+
+        def error() -> list[float]:
+            subprocess.run([sys.executable, "-c", burn], check=True)
+            ratio = get(agent.scrape(), "nsagent_accounting_error_ratio", resource="cpu")
+            return [] if ratio is None else [ratio]
+
+        (ratio,) = wait_for(error, what="enough CPU time to compare")
+        assert abs(ratio) < 0.02

@@ -32,12 +32,22 @@ def test_growth_is_compared_with_growth() -> None:
 
 
 def test_the_kernels_figure_is_that_of_the_middle_of_the_reading() -> None:
-    answers = [0, 2 * S, 10 * S, 14 * S]
+    answers = [0, 2 * S, 1000 * S, 1004 * S]
     check = Conservation(lambda: answers.pop(0))
     check.around(lambda: None)
     assert check.error(0) is None
     check.around(lambda: None)
-    assert check.error(11 * S) == 0
+    assert check.error(1001 * S) == 0
+
+
+def test_a_reading_that_took_long_says_nothing_before_that_is_little_of_the_whole() -> None:
+    answers = [0, S, 50 * S, 51 * S, 70 * S, 72 * S, 110 * S, 110 * S]
+    check = Conservation(lambda: answers.pop(0))
+    told = []
+    for shown_s in (0, 49, 69, 109.5):
+        check.around(lambda: None)
+        told.append(check.error(round(shown_s * S)))
+    assert told == [None, None, None, 0], "half a second each of 50; half and one of 70; half of 109.5"
 
 
 def test_what_cannot_be_read_is_no_figure() -> None:
