@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from nsagent import libc
 from nsagent.errors import UnsupportedError
 from nsagent.kernel import abi
 from nsagent.kernel.attach import Attached
@@ -324,7 +325,7 @@ class KernelEvents:
 
     def read(self) -> list[SyscallEvent]:
         """Return the events there are, oldest first; does not wait."""
-        offset = time.clock_gettime_ns(time.CLOCK_REALTIME) - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        offset = libc.boot_to_real_ns()
         return [decode(record, offset) for record in self._opened().read()]
 
     def trace_all(self, on: bool) -> None:

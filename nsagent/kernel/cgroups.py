@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from typing import NamedTuple
 
+from nsagent import libc
 from nsagent.kernel import abi
 from nsagent.kernel.maps import Map
 from nsagent.kernel.ring import RingBuffer
@@ -72,7 +72,7 @@ class CgroupRing:
             records = self._ring.read()
         if not records:
             return []
-        boot_ns = time.clock_gettime_ns(time.CLOCK_REALTIME) - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        boot_ns = libc.boot_to_real_ns()
         return [parse_record(record, boot_ns) for record in records]
 
     def close(self) -> None:
