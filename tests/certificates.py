@@ -21,7 +21,7 @@ class Authority:
         self._run("req", "-x509", *self._new(self.key), *usage, "-subj", f"/CN={name}", "-days", "2", "-out", str(self.cert))
 
     def _run(self, *args: str) -> None:
-        subprocess.run(["openssl", *args], check=True, capture_output=True, timeout=60)
+        subprocess.run(["openssl", *args], check=True, capture_output=True, timeout=120)
 
     @staticmethod
     def _new(key: Path) -> tuple[str, ...]:

@@ -39,8 +39,11 @@ def require_root() -> None:
     require(os.geteuid() == 0, "this test needs root")
 
 
-def wait_for(fn: Callable[[], T], deadline: float = 10.0, what: str = "") -> T:
-    """Call `fn` until it returns something true, and return that; fail after `deadline` s with the last result."""
+def wait_for(fn: Callable[[], T], deadline: float = 120.0, what: str = "") -> T:
+    """Call `fn` until it returns something true, and return that; fail after `deadline` s with the last result.
+
+    The deadline is for what never comes, on a machine of any speed and however busy: do not shorten it.
+    """
     end = time.monotonic() + deadline
     pause = 0.001
     while True:
@@ -73,7 +76,7 @@ def _environment(extra: Mapping[str, str] | None) -> dict[str, str]:
 
 
 def run_nsagent(
-    *args: str, env: Mapping[str, str] | None = None, stdin: str = "", timeout: float = 60, **popen: Any
+    *args: str, env: Mapping[str, str] | None = None, stdin: str = "", timeout: float = 120, **popen: Any
 ) -> subprocess.CompletedProcess[str]:
     """Run one `nsagent` command to its end; text output is captured, the exit code is not checked."""
     argv = [*nsagent_argv(), *args]
@@ -84,7 +87,7 @@ def run_nsagent(
 
 @contextlib.contextmanager
 def nsagent_running(*args: str, env: Mapping[str, str] | None = None, **popen: Any) -> Iterator[subprocess.Popen[str]]:
-    """Start an `nsagent` command with piped text output; on leaving: SIGTERM, after 10 s SIGKILL, and reap it."""
+    """Start an `nsagent` command with piped text output; on leaving: SIGTERM, after 60 s SIGKILL, and reap it."""
     argv = [*nsagent_argv(), *args]
     options: dict[str, Any] = {
         "stdout": subprocess.PIPE,
@@ -98,7 +101,7 @@ def nsagent_running(*args: str, env: Mapping[str, str] | None = None, **popen: A
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
         try:
-            process.communicate(timeout=10)
+            process.communicate(timeout=60)
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()

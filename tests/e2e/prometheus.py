@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import socket
 import subprocess
 import urllib.error
@@ -40,13 +41,14 @@ def check_metrics(exposition: bytes) -> str:
 
 
 class Prometheus:
-    """A running server."""
+    """A running server, and where it logs."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, log: Path) -> None:
         self.url = url
+        self._log = log
 
     def _get(self, path: str) -> bytes:
-        with urllib.request.urlopen(self.url + path, timeout=30) as response:
+        with urllib.request.urlopen(self.url + path, timeout=120) as response:
             return bytes(response.read())
 
     def ready(self) -> bool:
@@ -73,6 +75,11 @@ class Prometheus:
         targets = json.loads(self._get("/api/v1/targets"))["data"]["activeTargets"]
         return "; ".join(f"{each['scrapeUrl']}: {each['lastError'] or 'no error'}" for each in targets)
 
+    def failures(self) -> list[str]:
+        """Return why scrapes failed, but for those that took too long: how long is a matter of the machine."""
+        reasons = re.findall(r'msg="Scrape failed".* err="(.*?)"', self._log.read_text())
+        return [reason for reason in reasons if "deadline exceeded" not in reason and "503 Service Unavailable" not in reason]
+
     def own(self, name: str) -> float:
         """Return the sum of a metric of Prometheus itself."""
         lines = self._get("/metrics").decode().splitlines()
@@ -89,14 +96,14 @@ def running(directory: Path, target: str, interval: int = 1) -> Iterator[Prometh
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     argv = ["prometheus", f"--config.file={directory}/prometheus.yml", f"--storage.tsdb.path={directory}/data"]
-    argv += [f"--web.listen-address={address}", "--log.level=warn"]
+    argv += [f"--web.listen-address={address}", "--log.level=debug"]
     environment = os.environ | {"PATH": search_path()}
     with (directory / "log").open("w") as log:
         process = subprocess.Popen(argv, env=environment, cwd=directory, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
     try:
-        server = Prometheus(f"http://{address}")
-        wait_for(server.ready, 60, "Prometheus to be ready")
+        server = Prometheus(f"http://{address}", directory / "log")
+        wait_for(server.ready, what="Prometheus to be ready")
         yield server
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(120)

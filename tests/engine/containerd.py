@@ -61,13 +61,13 @@ class Containerd:
     def ctr(self, *args: str, check: bool = True) -> str:
         """Run ctr(8) on it."""
         argv = ["ctr", "--address", f"{self._directory}/containerd.sock", "--namespace", self.name, *args]
-        done = subprocess.run(argv, env=self._environment, capture_output=True, text=True, check=False, timeout=60)
+        done = subprocess.run(argv, env=self._environment, capture_output=True, text=True, check=False, timeout=120)
         assert not check or done.returncode == 0, f"{argv}: {done.stderr}\n{(self._directory / 'log').read_text()}"
         return done.stdout
 
     def wait_ready(self) -> None:
         """Wait until it answers."""
-        wait_for(lambda: self.ctr("version", check=False), 60, "containerd to answer")
+        wait_for(lambda: self.ctr("version", check=False), what="containerd to answer")
         if self._cri:
             archive = self._directory / "image.tar"
             pods.make_archive(self._rootfs, archive)
@@ -95,7 +95,7 @@ class Containerd:
             self.remove(container)
         self.process.terminate()
         try:
-            self.process.wait(20)
+            self.process.wait(120)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()

@@ -49,13 +49,13 @@ class Docker:
 
     def docker(self, *args: str, check: bool = True) -> str:
         """Run docker(1) on it."""
-        done = subprocess.run(["docker", *args], env=self._environment, capture_output=True, text=True, check=False, timeout=60)
+        done = subprocess.run(["docker", *args], env=self._environment, capture_output=True, text=True, check=False, timeout=120)
         assert not check or done.returncode == 0, f"{args}: {done.stderr}\n{(self._directory / 'log').read_text()}"
         return done.stdout.strip()
 
     def wait_ready(self) -> None:
         """Wait until it answers, and give it its image."""
-        wait_for(lambda: self.docker("version", "--format", "{{.Server.Version}}", check=False), 60, "dockerd to answer")
+        wait_for(lambda: self.docker("version", "--format", "{{.Server.Version}}", check=False), what="dockerd to answer")
         archive = self._directory / "rootfs.tar"
         subprocess.run(["tar", "-C", str(rootfs.make(self._directory)), "-cf", str(archive), "."], check=True)
         self.docker("import", str(archive), IMAGE)
@@ -79,7 +79,7 @@ class Docker:
             self.docker("rm", "--force", container, check=False)
         self.process.terminate()
         try:
-            self.process.wait(30)
+            self.process.wait(120)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()

@@ -60,7 +60,7 @@ class Pods:
 
     def _call(self, method: str, request: bytes) -> str:
         """Return the first field of the answer, a string; empty where it has none."""
-        answer = bytes(self._channel.unary_unary(f"/runtime.v1.RuntimeService/{method}")(request, timeout=60))
+        answer = bytes(self._channel.unary_unary(f"/runtime.v1.RuntimeService/{method}")(request, timeout=120))
         return answer[2 : 2 + answer[1]].decode() if len(answer) > 1 and answer[0] == 0x0A else ""
 
     def run(self, parent: str, uid: str, pod: str, namespace: str, container: str) -> tuple[str, str]:

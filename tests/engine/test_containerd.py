@@ -71,7 +71,7 @@ def test_history_of_a_container(world: list[str], engine: Containerd) -> None:
         assert len(born) == 2
 
         engine.remove("one")
-        wait_for(lambda: record(world, "uts", seen["uts"], number["uts"])["state"] == "ended", 30, "the end of the container")
+        wait_for(lambda: record(world, "uts", seen["uts"], number["uts"])["state"] == "ended", what="the end of the container")
         for kind, inum in seen.items():
             found = record(world, kind, inum, number[kind])
             assert (found["state"], found["ended"]["how"]) == ("ended", "exit")
@@ -96,7 +96,7 @@ def test_two_containers_one_after_the_other_have_two_histories(world: list[str],
             everything = asked(world, "history", "--kind", "net")["records"]
             return [each for each in everything if each["state"] == "ended" and each["members"]]
 
-        wait_for(lambda: len(ended()) == 2, 30, "the end of two net namespaces")
+        wait_for(lambda: len(ended()) == 2, what="the end of two net namespaces")
         found = ended()
         assert [each["members"][0]["pid"] for each in found] == pids
         assert found[0]["id"] != found[1]["id"]

@@ -52,7 +52,7 @@ def test_history_and_names_of_a_docker_container(world: list[str], engine: Docke
             assert [(each["pid"], each["comm"], each["argv"]) for each in found["members"]] == [(pid, "waiter", ["/bin/waiter"])]
             assert any(each["how"] == "joined" for each in found["entered"])
 
-        named = wait_for(lambda: about(agent, number), 30, "the container's name")
+        named = wait_for(lambda: about(agent, number), what="the container's name")
         expected = {"container_id": number, "container": "one", "image": IMAGE, "cgroup": f"/{engine.name}/{number}"}
         assert {label: named[label] for label in expected} == expected
         assert int(named["cgroup_id"]) > 0
@@ -61,8 +61,7 @@ def test_history_and_names_of_a_docker_container(world: list[str], engine: Docke
         for kind, inum in seen.items():
             wait_for(
                 lambda kind=kind, inum=inum: record(world, kind, inum, ids[kind])["state"] == "ended",  # type: ignore[misc]
-                30,
-                f"the end of its {kind} namespace",
+                what=f"the end of its {kind} namespace",
             )
             found = record(world, kind, inum, ids[kind])
             assert found["created"]["time"] < found["ended"]["after"] <= found["ended"]["by"]
@@ -76,12 +75,12 @@ def test_scrapes_do_not_wait_for_a_runtime_that_hangs(world: list[str], engine: 
         hanging = str(tmp_path / "h.sock")
         listener.bind(hanging)
         listener.listen()
-        listener.settimeout(30)
+        listener.settimeout(120)
         with agents.running(world, "--no-bpf", "--runtime", hanging, "--runtime", engine.socket) as agent:
             connection, _ = listener.accept()
             with connection:
                 number, _ = engine.run("two")
-                assert wait_for(lambda: about(agent, number), 30, "the container's name")["container"] == "two"
+                assert wait_for(lambda: about(agent, number), what="the container's name")["container"] == "two"
                 engine.remove("two")
 
 

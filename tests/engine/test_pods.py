@@ -39,7 +39,7 @@ def test_names_of_a_pod(world: list[str], engine: Containerd) -> None:
             return found if len(found) == len(wanted) and all(labels["pod"] for labels in found.values()) else {}
 
         try:
-            found = wait_for(named, 60, "the pod's names")
+            found = wait_for(named, what="the pod's names")
         finally:
             pods.remove(sandbox)
             pods.close()

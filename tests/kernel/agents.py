@@ -62,7 +62,7 @@ class Agent:
     def get(self, path: str = "/metrics", **headers: str) -> bytes:
         """GET over HTTP."""
         request = urllib.request.Request(self.url + path, headers={k.replace("_", "-"): v for k, v in headers.items()})
-        with urllib.request.urlopen(request, timeout=60) as response:
+        with urllib.request.urlopen(request, timeout=120) as response:
             return bytes(response.read())
 
     def scrape(self) -> Samples:
@@ -85,7 +85,7 @@ class Agent:
     def stop(self, number: int = signal.SIGTERM) -> str:
         """End it by a signal that it obeys; return what it logged."""
         self.process.send_signal(number)
-        log = self.process.communicate(timeout=60)[1]
+        log = self.process.communicate(timeout=120)[1]
         assert self.process.returncode == 0, log
         return log
 

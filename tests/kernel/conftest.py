@@ -122,7 +122,7 @@ class AccountedCgroup:
         return process
 
     def complete(self) -> Usage:
-        """Wait until every exit was followed by its free, or that stops happening; return what there is then.
+        """Wait until every exit was followed by its free, or none has come in forty looks; return what there is then.
 
         A free that runs in softirq on top of PID 1 of some hosts is never seen by BPF: exits - frees tells how many.
         """
@@ -130,9 +130,11 @@ class AccountedCgroup:
 
         def settled() -> bool:
             state.append(self.ours())
-            return state[-1].threads_exited == state[-1].threads_freed or len(state) > 40
+            last = state[-1]
+            still = len(state) > 40 and last.threads_freed == state[-41].threads_freed
+            return still or last.threads_exited == last.threads_freed
 
-        support.wait_for(settled, 10, "the frees of all exited threads")
+        support.wait_for(settled, what="the frees of all exited threads")
         return state[-1]
 
 

@@ -43,7 +43,7 @@ class Jobs:
             words += ["--report", "json", "--report-file", str(self._directory / f"{name}.json")]
         return name, [*words, *args]
 
-    def run(self, *args: str, stdin: str | None = "", timeout: float = 60, **popen: Any) -> Done:
+    def run(self, *args: str, stdin: str | None = "", timeout: float = 120, **popen: Any) -> Done:
         """Run one job to its end."""
         name, argv = self.argv(*args)
         given: Mapping[str, Any] = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}

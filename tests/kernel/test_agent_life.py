@@ -122,7 +122,7 @@ def test_sigterm_while_it_starts_leaves_nothing(world: list[str], pin_dir: Path)
         with nsagent_running("agent", "--listen", "127.0.0.1:0", "--cache-dir", CACHE, *world, "--ephemeral") as process:
             time.sleep(pause)  # at some moment of its start
             process.send_signal(signal.SIGTERM)
-            _, log = process.communicate(timeout=60)
+            _, log = process.communicate(timeout=120)
             assert process.returncode in (0, -signal.SIGTERM), log
         assert not (pin_dir / "new").exists()
         assert not list(pin_dir.glob("abi*"))
@@ -263,10 +263,10 @@ def test_trace_clients_each_have_the_whole_stream(world: list[str]) -> None:
         wait_for(lambda: clients_of(agent) == 4, what="four clients")
         go()
         for client in clients:
-            events = [json.loads(line) for line in client.communicate(timeout=30)[0].splitlines()]
+            events = [json.loads(line) for line in client.communicate(timeout=120)[0].splitlines()]
             assert client.returncode == 0
             assert [(event["pid"], event["result"]) for event in events] == [(pid, "ok")] * 23
-        assert "setns(0, 0) = EINVAL" in failed.communicate(timeout=30)[0]
+        assert "setns(0, 0) = EINVAL" in failed.communicate(timeout=120)[0]
 
 
 def clients_of(agent: Agent) -> int:
@@ -286,7 +286,7 @@ def test_23_unshares_and_a_failed_setns_are_24_events(world: list[str]) -> None:
         assert trace.stdout is not None
         events = [json.loads(trace.stdout.readline()) for _ in range(24)]
         trace.send_signal(signal.SIGINT)
-        rest, errors = trace.communicate(timeout=30)
+        rest, errors = trace.communicate(timeout=120)
         assert trace.returncode == 130
         assert errors.strip() == ""
         assert rest == "", "24 and no more"
@@ -299,7 +299,7 @@ def test_trace_with_no_agent_loads_its_own_and_unloads_it(state_dir: Path) -> No
     with unsharer(3) as (pid, go), tracing("--pid", str(pid), "--count", "4", *flags) as trace:
         place = loaded(trace)
         go()
-        output, log = trace.communicate(timeout=30)
+        output, log = trace.communicate(timeout=120)
         assert trace.returncode == 0, log
         assert len(output.splitlines()) == 4
         assert "no agent" in log
@@ -324,10 +324,10 @@ def test_a_killed_trace_is_tidied_up_by_the_next(state_dir: Path) -> None:
         trace.communicate()
     assert left.exists()
     with tracing(*flags) as trace:
-        wait_for(lambda: not left.exists(), 60, "the next one to remove what was left")
+        wait_for(lambda: not left.exists(), what="the next one to remove what was left")
         place = loaded(trace)
         trace.send_signal(signal.SIGTERM)
-        trace.communicate(timeout=60)
+        trace.communicate(timeout=120)
         assert trace.returncode == 130
         assert not place.exists()
 
@@ -349,7 +349,7 @@ def _fentry() -> bool:
 
 def test_what_a_dead_launcher_left_is_swept_at_start(world: list[str]) -> None:
     name = unique_name("swept")
-    with nsagent_running("run", "--name", name, "--state-dir", world[1], "--report", "none", "--", "sleep", "100") as launcher:
+    with nsagent_running("run", "--name", name, "--state-dir", world[1], "--report", "none", "--", "sleep", "1000") as launcher:
         files = wait_for(lambda: list(Path(world[1], "jobs").glob(f"{name}-*.json")))
         record = wait_for(lambda: (found := json.loads(files[0].read_text())) and found["pid"] and found)
         launcher.kill()

@@ -16,7 +16,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from nsagent import namespaces
 from nsagent.cgroups.layout import read_layout
 from nsagent.metrics import catalogue
-from tests.kernel.agents import Agent, get, info, running
+from tests.kernel.agents import Agent, Samples, get, info, running
 from tests.support import require_root, wait_for
 
 pytestmark = pytest.mark.kernel
@@ -124,14 +124,20 @@ def test_a_cgroups_figures_are_its_files(agent: Agent, cgroup_name: str) -> None
     work = BURN.format(seconds=0.3) + "block = bytearray(32 << 20)"
     with member(cgroup_name, work) as (places, _process):
         path = f"/{cgroup_name}"
-        before = usage_ns(places)
-        samples = agent.scrape()
-        after = usage_ns(places)
-        exported = get(samples, "nsagent_cgroup_cpu_usage_seconds_total", cgroup=path)
-        assert exported is not None
-        assert before <= round(exported * 1e9) <= after
-        assert exported >= 0.3
-        assert before == after, "it sleeps: the figures are exact, not between two readings"
+
+        def exact() -> Samples | None:
+            """Scrape; nothing where the process had still to fall asleep, so that the figure is only between two readings."""
+            before = usage_ns(places)
+            samples = agent.scrape()
+            after = usage_ns(places)
+            exported = get(samples, "nsagent_cgroup_cpu_usage_seconds_total", cgroup=path)
+            assert exported is not None
+            assert before <= round(exported * 1e9) <= after
+            assert exported >= 0.3
+            return samples if before == after else None
+
+        samples = wait_for(exact, what="an exact figure")
+        assert samples is not None
         memory = get(samples, "nsagent_cgroup_memory_usage_bytes", cgroup=path)
         if memory is not None:
             assert memory >= 32 << 20
@@ -200,6 +206,7 @@ def test_a_namespaces_figures(agent: Agent) -> None:
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "done\n"
+        wait_for(lambda: asleep(process.pid), what="the process to sleep")
         labels = read_id(process.pid, "uts")
         samples = agent.scrape()
         assert (get(samples, "nsagent_namespace_cpu_seconds_total", **labels) or 0) >= 0.2

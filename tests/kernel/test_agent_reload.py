@@ -35,7 +35,7 @@ def _root() -> None:
 def post(agent: Agent, path: str) -> tuple[int, str]:
     """Return status and body."""
     try:
-        with urllib.request.urlopen(urllib.request.Request(agent.url + path, method="POST"), timeout=60) as response:
+        with urllib.request.urlopen(urllib.request.Request(agent.url + path, method="POST"), timeout=120) as response:
             return response.status, response.read().decode()
     except urllib.error.HTTPError as error:
         with error:
@@ -50,7 +50,7 @@ def outcome(agent: Agent) -> tuple[float | None, float]:
 def hang_up(agent: Agent, success: float, since: float) -> None:
     """Send SIGHUP, and wait for what comes of it: a later time, or no success."""
     agent.process.send_signal(signal.SIGHUP)
-    wait_for(lambda: (now := outcome(agent))[0] == success and (not success or now[1] > since), 30, f"success {success}")
+    wait_for(lambda: (now := outcome(agent))[0] == success and (not success or now[1] > since), what=f"success {success}")
 
 
 def test_sighup_takes_what_can_change_and_names_the_rest(world: list[str], tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_retain_changes_for_what_has_ended(world: list[str], cgroup_name: str, t
         assert shown()
         file.write_text('retain = "1ms"\n')
         agent.process.send_signal(signal.SIGHUP)
-        wait_for(lambda: not shown(), 30, "it to be forgotten")
+        wait_for(lambda: not shown(), what="it to be forgotten")
 
 
 def test_the_rate_changes_in_the_kernel(world: list[str], tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_reload_over_http_with_users_of_a_web_configuration(world: list[str], tm
 
 def ask(path: str) -> bytes:
     with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(60)
+        client.settimeout(120)
         client.connect(path)
         client.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
         return b"".join(iter(lambda: client.recv(65536), b"")).partition(b"\r\n\r\n")[2]
@@ -198,12 +198,14 @@ def test_the_textfile_is_what_a_scrape_has_without_the_process(world: list[str],
     path = directory / "nsagent.prom"
     with running(world, "--no-bpf", "--textfile", str(directory)) as agent:
         first = wait_for(lambda: path.exists() and path.stat().st_ino)
-        text = path.read_bytes()
-        written, scraped = parse(text), agent.scrape()
-        names = {name for name, _ in written}
-        assert {name for name, _ in scraped if name.startswith("nsagent_")} == names
-        assert get(written, "nsagent_scrape_samples") == len(written)
+
+        def alike() -> bool:  # what is looked at now and then may come between the one and the other
+            written, scraped = parse(path.read_bytes()), agent.scrape()
+            assert get(written, "nsagent_scrape_samples") == len(written)
+            return {name for name, _ in scraped if name.startswith("nsagent_")} == {name for name, _ in written}
+
+        wait_for(alike, what="a file with the families of a scrape")
         assert path.stat().st_mode & 0o777 == 0o644
-        wait_for(lambda: path.stat().st_ino != first, 60, "the next tick")
+        wait_for(lambda: path.stat().st_ino != first, what="the next tick")
         agent.stop()
     assert os.listdir(directory) == []

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from nsagent.kernel import pins
 from tests import support
 from tests.kernel.agents import CACHE
 
@@ -20,8 +21,9 @@ def test_a_start_that_fails_late_takes_back_what_it_loaded(world: list[str], pin
         other.bind(("127.0.0.1", 0))
         listen = f"127.0.0.1:{other.getsockname()[1]}"
         with support.nsagent_running("agent", *world, "--cache-dir", CACHE, "--listen", listen) as agent:
-            support.wait_for(pin_dir.exists, 60, "the agent to load")
-            other.listen()
+            with pins.locked(str(pin_dir)):  # who owns the directory has bound its socket, and cannot load before we let it
+                support.wait_for((pin_dir / "owner").exists, what="the agent to load")
+                other.listen()
             _, stderr = agent.communicate(timeout=120)
     assert agent.returncode == 125
     assert "the port is in use" in stderr
@@ -32,7 +34,7 @@ def test_a_start_that_fails_late_takes_back_what_it_loaded(world: list[str], pin
 def test_ephemeral_stopped_while_it_loads_leaves_no_directory(world: list[str], pin_dir: Path) -> None:
     flags = ["--cache-dir", CACHE, "--listen", "127.0.0.1:0", "--ephemeral"]
     with support.nsagent_running("agent", *world, *flags) as agent:
-        support.wait_for((pin_dir / "owner").exists, 60, "the agent to load")
+        support.wait_for((pin_dir / "owner").exists, what="the agent to load")
         agent.send_signal(signal.SIGTERM)
         agent.communicate(timeout=120)
     assert agent.returncode == 0

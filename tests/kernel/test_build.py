@@ -75,38 +75,43 @@ def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> No
     monkeypatch.setattr(build, "interpreters", lambda: [str(program)])
 
 
-def compile_it(log_dir: Path, deadline: float = 60.0) -> LoadError:
+def compile_it(log_dir: Path, deadline: float = 120.0) -> LoadError:
     with pytest.raises(LoadError) as caught:
         build.compile_object(objects.kernel_build_id(), None, log_dir=str(log_dir), deadline=deadline)
     return caught.value
 
 
 @pytest.mark.parametrize(
-    ("script", "deadline", "message"),
+    ("script", "message"),
     [
-        ("echo $$ > $TMPDIR/../child; echo begun >&2; exec sleep 1000", 1.0, "it took longer than 1 s and was stopped"),
-        ("echo begun >&2; kill -SEGV $$", 60.0, "the compiler was ended by SIGSEGV"),
-        (
-            "echo begun >&2; echo 'a.c:1:2: error: no such thing' >&2; exit 1",
-            60.0,
-            "a.c:1:2: error: no such thing",
-        ),
-        ("echo begun >&2; exit 1", 60.0, "begun"),
+        ("echo begun >&2; kill -SEGV $$", "the compiler was ended by SIGSEGV"),
+        ("echo begun >&2; echo 'a.c:1:2: error: no such thing' >&2; exit 1", "a.c:1:2: error: no such thing"),
+        ("echo begun >&2; exit 1", "begun"),
     ],
-    ids=["hangs", "crashes", "refuses", "ends"],
+    ids=["crashes", "refuses", "ends"],
 )
-def test_a_compiler_that_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, deadline: float, message: str
-) -> None:
+def test_a_compiler_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, message: str) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     compiler(tmp_path, monkeypatch, script)
-    error = compile_it(tmp_path / "logs", deadline)
+    error = compile_it(tmp_path / "logs")
     assert error.message == f"cannot compile the BPF programs: {message}"
     assert (tmp_path / "logs" / "compile.log").read_text().startswith("begun")
     assert str(tmp_path / "logs" / "compile.log") in error.hint
     assert not [path for path in tmp_path.iterdir() if path.name.startswith("nsagent-")]
-    if (child := tmp_path / "child").exists():
-        assert not Path(f"/proc/{child.read_text().strip()}").exists()
+
+
+def test_a_compiler_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    compiler(tmp_path, monkeypatch, "echo $$ > $TMPDIR/../child; echo begun >&2; exec sleep 1000")
+    log, child = tmp_path / "logs" / "compile.log", tmp_path / "child"
+    for deadline in (1, 10, 100):  # in which a slow machine may not have started it
+        error = compile_it(log.parent, deadline)
+        assert error.message == f"cannot compile the BPF programs: it took longer than {deadline} s and was stopped"
+        if log.read_text():
+            break
+    assert log.read_text().startswith("begun")
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith("nsagent-")]
+    assert not Path(f"/proc/{child.read_text().strip()}").exists()
 
 
 def test_without_bcc_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -117,8 +118,8 @@ def assert_exact(samples: Samples, lives: dict[str, Life]) -> None:
         if cpu is None or not life.least_ns <= ns(cpu) <= life.most_ns or peak != life.peak_bytes or pids_peak != life.pids_peak:
             wrong.append((path, cpu, peak, pids_peak, life))
     assert not wrong, f"{len(wrong)} of {len(lives)}: {wrong[:3]}"
-    # The bounds are of a process's last microseconds; mostly there is nothing between them.
-    assert sum(life.least_ns == life.most_ns for life in lives.values()) > len(lives) / 2
+    # Between the bounds are a process's last microseconds, after its parent has heard of its end; mostly there is nothing.
+    assert sum(life.most_ns - life.least_ns for life in lives.values()) < 0.2 * sum(life.least_ns for life in lives.values())
 
 
 def outcomes(samples: Samples) -> dict[str, float]:
@@ -170,12 +171,13 @@ def test_when_a_living_cgroup_was_made(world: list[str], parent: str) -> None:
     name = "nsagent_cgroup_created_timestamp_seconds"
     with running(world) as agent:
         assert get(agent.scrape(), name, cgroup=f"/{parent}") is None  # made before anybody looked
+        before = time.time()
         for place in hierarchies().values():
             (place / parent / "living").mkdir()
+        after = time.time()
         made = get(agent.scrape(), name, cgroup=f"/{parent}/living")
-        place = next(iter(hierarchies().values())) / parent / "living"
         assert made is not None
-        assert abs(made - place.stat().st_ctime) < 1
+        assert before - 0.1 <= made <= after + 0.1  # the kernel told it on another clock
         for place in hierarchies().values():
             (place / parent / "living").rmdir()
         assert get(agent.scrape(), name, cgroup=f"/{parent}/living") is None

@@ -225,10 +225,18 @@ def test_watched_tree_equals_a_walk(layout: Layout, make: Callable[[str], Path])
     try:
         if not tree.is_watched:
             support.require(condition=False, reason="fanotify on cgroup filesystems (6.7)")
+
+        def settled() -> bool:
+            before = tree.generation
+            tree.scan()
+            return tree.generation == before
+
+        def equal() -> bool:
+            tree.scan()
+            return tree.cgroups == scanned(layout).cgroups
+
         tree.scan()
-        before = tree.generation
-        tree.scan()
-        assert tree.generation == before
+        support.wait_for(settled, what="a moment in which nobody makes cgroups")
         a = make("a")
         places = [Path(h.mountpoint, a.parent.name) for h in layout.hierarchies]
         others = [place for place in places if not place.exists()]
@@ -245,8 +253,7 @@ def test_watched_tree_equals_a_walk(layout: Layout, make: Callable[[str], Path])
                 path.rmdir()
             for path in begins:
                 path.mkdir()
-            tree.scan()
-            assert tree.cgroups == scanned(layout).cgroups
+            support.wait_for(equal, what="the same as a walk, in a moment in which nobody makes cgroups")
     finally:
         tree.close()
 

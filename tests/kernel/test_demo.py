@@ -38,7 +38,7 @@ def demo(output: Path) -> Iterator[subprocess.Popen[bytes]]:
     yield process
     if process.poll() is None:
         process.terminate()
-        process.wait(60)
+        process.wait(120)
 
 
 def leftovers(demo_pid: int) -> list[str]:
@@ -97,7 +97,7 @@ def test_an_interrupted_demo_leaves_nothing(
     wait_for(lambda: moment in output.read_text() or demo.poll() is not None, 120, f"the demo to print {moment}")
     assert demo.poll() is None, output.read_text()
     demo.send_signal(number)
-    assert demo.wait(60) == 130, output.read_text()
+    assert demo.wait(120) == 130, output.read_text()
     assert leftovers(demo.pid) == []
 
 

@@ -36,7 +36,7 @@ def found_in(script: str, events: KernelEvents, findings: Findings | None = None
     """Run a script of calls in a process of its own; return what the rules say of that process."""
     code = f"import os; from nsagent import libc; from nsagent.libc import *; fd = lambda p: os.open(p, os.O_RDONLY)\n{script}"
     process = subprocess.Popen([sys.executable, "-c", code], cwd=support.ROOT)
-    assert process.wait(20) == 0
+    assert process.wait(120) == 0
     return [each for each in (findings or Findings()).of_events(events.read()) if each.pid == process.pid]
 
 
@@ -147,7 +147,7 @@ def test_a_clone_storm(attached: Attached, new_cgroup: Callable[[str], Accounted
     def check(now: float, forks: int) -> list[Finding]:
         for cgroup, count in ((stormy, forks), (busy, 50)):
             process = cgroup.run([load, "forks", str(count), "0"])
-            process.communicate(timeout=60)
+            process.communicate(timeout=120)
         return [each for each in findings.of_rows(attached.created(), now) if each.cgroup_id in ours]
 
     assert check(0, 600) == []  # what came before is not compared with anything

@@ -301,7 +301,7 @@ def test_of_four_racing_loaders_one_loads(pin_dir: Path, tmp_path: Path) -> None
         racer.stdin.write("\n")
         racer.stdin.flush()
     for racer in racers:
-        out, _ = racer.communicate(timeout=60)
+        out, _ = racer.communicate(timeout=120)
         assert racer.returncode == 0
         results.append(json.loads(out))
     assert sorted(result["adopted"] for result in results) == [False, True, True, True]

@@ -75,7 +75,7 @@ class Inside:
         assert self.process.stdin
         self.process.stdin.close()
         self.process.stdin = None
-        self.process.wait(20)
+        self.process.wait(120)
 
 
 @contextlib.contextmanager
@@ -189,7 +189,7 @@ def test_show_has_both_numbers_of_each_process(state_dir: Path) -> None:
                 return {each["command"] for each in show()["processes"]}
 
             # the nested shell says its number before it becomes the second sleep
-            wait_for(lambda: commands() >= {"sleep 1000", "sleep 1001"}, 20, "two sleeps")
+            wait_for(lambda: commands() >= {"sleep 1000", "sleep 1001"}, what="two sleeps")
             shown = show()
             assert len(shown["processes"]) == 4
             by_command = {each["command"]: each for each in shown["processes"]}
@@ -248,7 +248,7 @@ def test_five_times_one_number_are_five_histories(agent: Agent) -> None:
         records = [record for record in ask(agent.state_dir, "history", "--kind", "uts")["records"] if record["created"]]
         return {record["created"]["pid"]: record for record in records if record["created"]["pid"] in wanted}
 
-    wait_for(lambda: [record["state"] for record in found().values()] == ["ended"] * 5, 20, "five ended namespaces")
+    wait_for(lambda: [record["state"] for record in found().values()] == ["ended"] * 5, what="five ended namespaces")
     records = found()
     assert {pid: record["inum"] for pid, record in records.items()} == wanted
     assert len({record["id"] for record in records.values()}) == 5
@@ -270,13 +270,13 @@ def test_who_joins_and_who_leaves_last(agent: Agent) -> None:
         namespace = child.namespace(NamespaceKind.UTS)
         target = f"/proc/{child.pid}/ns/uts"
         visitors = [subprocess.Popen(["nsenter", f"--uts={target}", "true"]) for _ in range(3)]
-        assert [visitor.wait(20) for visitor in visitors] == [0, 0, 0]
-        seen = wait_for(lambda: (found := record(agent, namespace))["joins"] == 3 and found, 20, "three joins")
+        assert [visitor.wait(120) for visitor in visitors] == [0, 0, 0]
+        seen = wait_for(lambda: (found := record(agent, namespace))["joins"] == 3 and found, what="three joins")
         assert {entry["pid"] for entry in seen["entered"]} == {visitor.pid for visitor in visitors}
         assert [(each["pid"]) for each in seen["members"]] == [child.pid]
         assert (seen["state"], seen["kept_by"]["processes"]) == ("live", 1)
         child.do("libc.setns(home, libc.CLONE_NEWUTS)")
-        wait_for(lambda: record(agent, namespace)["state"] == "ended", 20, "the end")
+        wait_for(lambda: record(agent, namespace)["state"] == "ended", what="the end")
         ended = record(agent, namespace)
         assert ended["left"]["pid"] == child.pid
         assert ended["left"]["to"]["inum"] == os.stat("/proc/self/ns/uts").st_ino
@@ -308,7 +308,7 @@ def test_a_pinned_namespace_outlives_its_processes(agent: Agent, tmp_path: Path)
         subprocess.run(["mount", "--bind", f"/proc/{child.pid}/ns/net", str(pin)], check=True)
         try:
             child.end()
-            wait_for(lambda: record(agent, namespace)["state"] == "ended", 20, "the end of its last process")
+            wait_for(lambda: record(agent, namespace)["state"] == "ended", what="the end of its last process")
             kept = record(agent, namespace)
             assert kept["kept_by"]["mounts"] == [str(pin)]
             assert kept["kept_by"]["processes"] == 0
@@ -355,7 +355,7 @@ def test_history_and_counters_survive(world: list[str]) -> None:
         child.do("libc.unshare(libc.CLONE_NEWUTS)")
         first = child.namespace(NamespaceKind.UTS)
         child.do("libc.unshare(libc.CLONE_NEWUTS)")
-        wait_for(lambda: record(agent, first)["state"] == "ended", 20, "the end")
+        wait_for(lambda: record(agent, first)["state"] == "ended", what="the end")
         told = record(agent, first)
         assert told["ended"]["how"] == "left"
         agent.stop(signal.SIGTERM)
@@ -363,7 +363,7 @@ def test_history_and_counters_survive(world: list[str]) -> None:
             assert record(again, first) == told
             subprocess.run(["nsenter", f"--uts=/proc/{child.pid}/ns/uts", "true"], check=True)
             second = child.namespace(NamespaceKind.UTS)
-            wait_for(lambda: record(again, second)["joins"] == 1, 20, "a join")
+            wait_for(lambda: record(again, second)["joins"] == 1, what="a join")
             before = again.scrape()
             again.kill()
         with running(world) as last:
@@ -391,9 +391,9 @@ def test_no_second_of_a_kind_is_lost_when_its_namespaces_go(world: list[str]) ->
         for _ in range(10):
             subprocess.run(["unshare", "--uts", sys.executable, "-c", burn], check=True)
             look(agent)
-        wait_for(lambda: look(agent) - at_first >= 1.0, 60, "ten ended namespaces' seconds")
+        wait_for(lambda: look(agent) - at_first >= 1.0, what="ten ended namespaces' seconds")
         looks = len(sums)
-        wait_for(lambda: look(agent) is not None and len(sums) >= looks + 5, 30, "the folds")
+        wait_for(lambda: look(agent) is not None and len(sums) >= looks + 5, what="the folds")
         assert sums == sorted(sums)
 
 
@@ -427,6 +427,6 @@ def test_without_bpf_the_history_knows_what_it_sees(world: list[str]) -> None:
         found = record(agent, namespace)
         assert (found["state"], found["created"], found["existed"]) == ("live", None, False)
         child.end()
-        wait_for(lambda: record(agent, namespace)["state"] == "ended", 20, "the end")
+        wait_for(lambda: record(agent, namespace)["state"] == "ended", what="the end")
         assert [each["pid"] for each in record(agent, namespace)["members"]] == [child.pid]
         assert get(agent.scrape(), "nsagent_namespaces_created_total", kind="uts") is None

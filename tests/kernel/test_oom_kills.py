@@ -69,7 +69,7 @@ class Groups:
     def kill(self, child: str, threads: int = 1) -> None:
         """Have a process there ask for more than there is; it must not end by itself."""
         argv = [sys.executable, "-c", HOG, str(threads), *(str(top / child) for top in self._tops)]
-        done = subprocess.run(argv, check=False, capture_output=True, timeout=60)
+        done = subprocess.run(argv, check=False, capture_output=True, timeout=120)
         assert done.returncode == -signal.SIGKILL, done
 
     def kernel(self, child: str) -> int:

@@ -16,7 +16,7 @@ import pytest
 from nsagent.cgroups.layout import read_layout
 from nsagent.cgroups.paths import Paths
 from tests.kernel.agents import running
-from tests.support import ROOT, require_root, run_nsagent, wait_for
+from tests.support import ROOT, nsagent_running, require_root, wait_for
 
 pytestmark = pytest.mark.kernel
 CONTAINER = "c0ffee00" * 8
@@ -78,9 +78,8 @@ def test_an_agent_says_where_events_come_from(world: list[str], tmp_path: Path) 
         assert event["exe"] == os.path.realpath(sys.executable)
         assert "job" not in event
 
-        done = run_nsagent("run", "--state-dir", world[1], "--name", "whence", "--isolate", "none", "--cap-add", "SYS_ADMIN",
-                           "--report", "json", "--", "unshare", "--uts", "sleep", "0.1")  # fmt: skip
-        job = json.loads(done.stderr)
-        (event,) = wait_for(lambda: found(syscall="unshare", job=job["id"]))
-        assert event["cgroup"].endswith(f"/nsagent/{job['id']}")
+        flags = ["--state-dir", world[1], "--name", "whence", "--isolate", "none", "--cap-add", "SYS_ADMIN", "--report", "none"]
+        with nsagent_running("run", *flags, "--", "unshare", "--uts", "sleep", "1000"):
+            (event,) = wait_for(lambda: [each for each in found(syscall="unshare") if each.get("job", "").startswith("whence-")])
+        assert event["cgroup"].endswith(f"/nsagent/{event['job']}")
         assert "container" not in event

@@ -83,9 +83,10 @@ def test_cpu_of_a_namespace_is_that_of_its_process(worker: Worker) -> None:
     seen = []
     for _ in range(3):
         worker.burn(5)
+        least = cpu_ticks(worker.pid)  # it may have to run a little before it sleeps
         usage = source.read().namespaces[identity]
         seen.append(usage.cpu_ns)
-        assert usage.cpu_ns == (cpu_ticks(worker.pid) - before) * procfs.NS_PER_TICK
+        assert (least - before) * procfs.NS_PER_TICK <= usage.cpu_ns <= (cpu_ticks(worker.pid) - before) * procfs.NS_PER_TICK
         assert (usage.processes, usage.threads) == (1, 1)
         assert usage.rss_anon_bytes > 0
     assert seen[0] >= 4 * procfs.NS_PER_TICK
@@ -102,8 +103,9 @@ def test_a_namespace_born_after_load_counts_from_zero() -> None:
     try:
         made.burn(6)
         identity = namespaces.of_process(made.pid)[NamespaceKind.UTS]
+        least = cpu_ticks(made.pid)
         usage = source.read().namespaces[identity]
-        assert usage.cpu_ns == cpu_ticks(made.pid) * procfs.NS_PER_TICK
+        assert least * procfs.NS_PER_TICK <= usage.cpu_ns <= cpu_ticks(made.pid) * procfs.NS_PER_TICK
         assert usage.cpu_ns >= 5 * procfs.NS_PER_TICK
     finally:
         made.end()

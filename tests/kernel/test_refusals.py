@@ -73,7 +73,7 @@ def test_too_few_descriptors(jobs: Jobs, most: int) -> None:
 def read_only(jobs: Jobs, *options: str) -> Done:
     name, argv = jobs.argv(*options)
     done = subprocess.run(
-        ["unshare", "-m", "sh", "-c", READ_ONLY, "sh", *argv], capture_output=True, text=True, timeout=60, check=False
+        ["unshare", "-m", "sh", "-c", READ_ONLY, "sh", *argv], capture_output=True, text=True, timeout=120, check=False
     )
     return Done(name, done.returncode, done.stdout, done.stderr, jobs.report(name))
 

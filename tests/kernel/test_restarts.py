@@ -186,7 +186,7 @@ def test_of_two_agents_one_says_who_holds_the_node(world: list[str], pin_dir: Pa
 def test_of_two_agents_started_at_once_one_runs(world: list[str], pin_dir: Path) -> None:
     argv = ["agent", "--listen", "127.0.0.1:0", "--cache-dir", CACHE, *world]
     with nsagent_running(*argv) as one, nsagent_running(*argv) as two:
-        wait_for(lambda: one.poll() is not None or two.poll() is not None, 60, "one of them to end")
+        wait_for(lambda: one.poll() is not None or two.poll() is not None, what="one of them to end")
         loser, winner = (one, two) if one.poll() is not None else (two, one)
         assert loser.stderr is not None
         assert f"process {winner.pid}" in loser.stderr.read()

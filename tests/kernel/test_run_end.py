@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import select
@@ -27,7 +28,7 @@ def ready(tmp_path: Path) -> str:
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
-    out, _ = process.communicate(timeout=30)
+    out, _ = process.communicate(timeout=120)
     return process.returncode, out
 
 
@@ -149,9 +150,13 @@ def test_a_timeout_of_a_job_that_ignores_sigterm(jobs: Jobs) -> None:
 
 
 def test_a_timeout_lets_a_handler_finish(jobs: Jobs) -> None:
-    script = 'trap "echo bye; exit 0" TERM; while :; do sleep 0.05; done'
-    done = jobs.run("--timeout", "300ms", "--stop-timeout", "30s", "--", "sh", "-c", script)
-    assert (done.code, done.out) == (124, "bye\n")
+    script = 'trap "echo bye; exit 0" TERM; echo ready; while :; do sleep 0.05; done'
+    for timeout in ("300ms", "3s", "30s", "90s"):  # in which a slow machine may not have set the trap
+        done = jobs.run("--timeout", timeout, "--stop-timeout", "100s", "--", "sh", "-c", script, timeout=300)
+        assert done.code == 124
+        if "ready" in done.out:
+            break
+    assert done.out == "ready\nbye\n"
 
 
 def test_init_reaps_and_forwards(jobs: Jobs, ready: str) -> None:
@@ -166,14 +171,17 @@ def test_init_reaps_and_forwards(jobs: Jobs, ready: str) -> None:
     _, process = jobs.start("--init", "--", "tail", "-f", ready)
     process.send_signal(signal.SIGINT)
     assert finish(process)[0] == 130
-    zombies = "for i in 1 2 3 4 5; do (sleep 0 &) ; done; sleep 0.3; cat /proc/[0-9]*/stat | grep -c ' Z ' || true"
-    assert jobs.run("--init", "--", "sh", "-c", zombies).out == "0\n"
-    unreaped = (
-        "import os, time, glob\n"
-        "if os.fork():\n  time.sleep(0.5)\n  print(sum(' Z ' in open(p).read() for p in glob.glob('/proc/[0-9]*/stat')))\n"
-        "else:\n  for i in range(5):\n    if not os.fork(): os._exit(0)\n  time.sleep(0.1); os._exit(0)"
+    # A child that leaves five orphans, and all have ended: there are as many processes as wanted, or this waits for ever.
+    orphans = (
+        "import os, sys, time, glob\n"
+        "if not os.fork():\n  for i in range(5):\n    if not os.fork(): os._exit(0)\n  os._exit(0)\n"
+        "def states():\n  for path in glob.glob('/proc/[0-9]*/stat'):\n"
+        "    try: yield open(path).read().rpartition(')')[2].split()[0]\n    except OSError: pass\n"
+        "while [len(found := list(states())), found.count('Z')] != list(map(int, sys.argv[1:])): time.sleep(0.05)\n"
+        "print('seen')"
     )
-    assert int(jobs.run("--", "python3", "-c", unreaped).out) == 6  # the control: its own child and five orphans
+    assert jobs.run("--init", "--", "python3", "-c", orphans, "3", "1").out == "seen\n"  # init, itself and its own child
+    assert jobs.run("--", "python3", "-c", orphans, "7", "6").out == "seen\n"  # the control: nobody reaps the five
 
 
 class Shell:
@@ -186,7 +194,7 @@ class Shell:
             os.execvp("bash", ["bash", "--norc", "--noprofile", "--noediting", "-i"])
         self.seen = ""
 
-    def expect(self, text: str, deadline: float = 60.0) -> None:
+    def expect(self, text: str, deadline: float = 120.0) -> None:
         end = time.monotonic() + deadline
         while text not in self.seen:
             assert time.monotonic() < end, f"no {text!r} in {self.seen!r}"
@@ -209,6 +217,15 @@ def shell() -> Iterator[Shell]:
     opened.expect("OUT> ")
     yield opened
     opened.close()
+
+
+def in_foreground(marker: str) -> bool:
+    """Tell whether a process with that word is what its terminal's keys are for: proc_pid_stat(5), pgrp and tpgid."""
+    for pid in running(marker):
+        with contextlib.suppress(FileNotFoundError):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            return fields[2] == fields[5] and fields[0] == "S"
+    return False
 
 
 def line(jobs: Jobs, *args: str) -> str:
@@ -249,14 +266,15 @@ def test_a_shell_inside_has_job_control_and_gives_the_terminal_back(jobs: Jobs, 
     inner.chmod(0o755)
     shell.send(f"SHELL={inner} {line(jobs)}\n")  # no command: $SHELL
     shell.expect("IN> ")
-    shell.send("echo pid=$$; sleep 1000\n")
+    first, second = f"91{os.getpid()}.5", f"92{os.getpid()}.5"
+    shell.send(f"echo pid=$$; sleep {first}\n")
     shell.expect("pid=1")
-    time.sleep(0.2)
+    support.wait_for(lambda: in_foreground(first), what="the first sleep")
     shell.send("\x03")
     shell.expect("IN> ")
-    shell.send("echo code=$?; sleep 1000\n")
+    shell.send(f"echo code=$?; sleep {second}\n")
     shell.expect("code=130")
-    time.sleep(0.2)
+    support.wait_for(lambda: in_foreground(second), what="the second sleep")
     shell.send("\x1a")
     shell.expect("Stopped")
     # once bash knows that no stopped job is left, one exit is enough, and a second would be the outer shell's

@@ -141,7 +141,7 @@ def test_nohup_holds_for_cmd(jobs: Jobs) -> None:
 
 def test_a_closed_stdin(jobs: Jobs) -> None:
     name, argv = jobs.argv("--", "sh", "-c", "cat; echo end", report=False)
-    done = subprocess.run(["sh", "-c", 'exec "$@" <&-', "sh", *argv], capture_output=True, text=True, check=False, timeout=30)
+    done = subprocess.run(["sh", "-c", 'exec "$@" <&-', "sh", *argv], capture_output=True, text=True, check=False, timeout=120)
     assert "end" in done.stdout
     assert done.returncode == 0, done.stderr
     assert jobs.cgroups(name) == []

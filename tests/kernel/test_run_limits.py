@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 from pathlib import Path
 
 import pytest
@@ -46,14 +47,16 @@ def test_limits_read_back_from_inside(jobs: Jobs) -> None:
 
 
 def test_the_report_has_the_cpu_that_was_used(jobs: Jobs) -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = jobs.run("--", "python3", "-c", BUSY.format(0.3))
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     usage = done.report["usage"]
     assert usage["cpu_source"] == "cgroup"
     assert usage["cpu_ns"] >= 300_000_000
-    assert usage["cpu_ns"] < 900_000_000
+    assert usage["cpu_ns"] / 1e9 <= after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime  # with the launcher's
     assert usage["user_ns"] + usage["system_ns"] == usage["cpu_ns"]
-    idle = jobs.run("--", "sleep", "0.3").report["usage"]
-    assert idle["cpu_ns"] < 200_000_000  # the control: it is not wall time
+    idle = jobs.run("--", "sleep", "1").report
+    assert idle["usage"]["cpu_ns"] < idle["wall_ns"] / 2  # the control: it is not wall time
 
 
 def test_processes_that_nobody_waited_for_count_too(jobs: Jobs) -> None:
@@ -62,7 +65,7 @@ def test_processes_that_nobody_waited_for_count_too(jobs: Jobs) -> None:
 
 
 def test_throttling_is_reported(jobs: Jobs) -> None:
-    usage = jobs.run("--cpus", "0.2", "--", "python3", "-c", BUSY.format(0.2)).report["usage"]
+    usage = jobs.run("--cpus", "0.05", "--", "python3", "-c", BUSY.format(0.05)).report["usage"]  # less than anybody gets
     assert usage["throttled_ns"] > 0
     assert 0 < usage["throttled_periods"] <= usage["periods"]
     assert not jobs.run("--", "python3", "-c", BUSY.format(0.2)).report["usage"].get("throttled_ns")
@@ -84,7 +87,7 @@ def test_memory_peak_and_oom(jobs: Jobs) -> None:
 
 
 def test_pids_limit_and_peak(jobs: Jobs) -> None:
-    script = "for i in 1 2 3 4 5 6 7; do sleep 0.5 & done; wait"
+    script = 'for i in 1 2 3 4 5 6 7; do sleep 1000 & all="$all $!"; done; kill $all; wait'
     assert jobs.run("--", "sh", "-c", script).report["usage"]["pids_peak"] >= 8
     limited = jobs.run("--pids", "4", "--", "sh", "-c", script)
     assert "fork" in limited.err.lower()

@@ -23,7 +23,7 @@ def root() -> None:
 def test_it_is_in_place() -> None:
     argv = [*support.nsagent_argv(), "unshare", "uts", "--", "sh", "-c", "echo $$; hostname bird; hostname"]
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
-    out, _ = process.communicate(timeout=30)
+    out, _ = process.communicate(timeout=120)
     assert out.split() == [str(process.pid), "bird"]  # no fork: CMD is the process that called
     assert socket.gethostname() != "bird"
 

@@ -47,7 +47,7 @@ class Home:
             cwd="/",
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
             check=False,
         )
 
@@ -107,7 +107,7 @@ def test_limits_in_a_delegated_cgroup(home: Home, cgroup_name: str) -> None:
     place.mkdir()
     for path in (place, place / "tasks", place / "cgroup.procs"):
         os.chown(path, NOBODY, NOBODY)
-    script = "cat /proc/self/cgroup; sleep 0.2 & sleep 0.2 & sleep 0.2 & sleep 0.2 & wait"
+    script = "cat /proc/self/cgroup; sleep 1000 & sleep 1000 & sleep 1000 & sleep 1000 & wait"
     done = home.run("--isolate", "pid", "--pids", "3", "--", "sh", "-c", script, before=f"echo $$ > {place}/tasks")
     assert f"pids:/{cgroup_name}/nsagent/sh-" in done.stdout, done.stderr
     assert "fork" in done.stderr.lower()

@@ -94,7 +94,7 @@ def test_a_new_selection_by_sighup(world: list[str], cgroup_name: str, tmp_path:
     def becomes(agent: Agent, text: str, paths: set[str]) -> None:
         file.write_text(text)
         agent.process.send_signal(signal.SIGHUP)
-        wait_for(lambda: shown(agent.scrape(), top) == paths, 30, f"{paths}")
+        wait_for(lambda: shown(agent.scrape(), top) == paths, what=f"{paths}")
 
     with running(world, "--no-bpf", "--config", str(file)) as agent:
         assert shown(agent.scrape(), top) == {top, f"{top}/a", f"{top}/a/b"}
@@ -164,5 +164,5 @@ def test_no_more_series_than_allowed(world: list[str], cgroup_name: str, tmp_pat
         assert shown(agent.scrape(), top) == first, "the choice holds"
         file.write_text("max-series = 0\n")
         agent.process.send_signal(signal.SIGHUP)
-        wait_for(lambda: shown(agent.scrape(), top) >= many, 60, "all of them")
+        wait_for(lambda: shown(agent.scrape(), top) >= many, what="all of them")
         assert "event=series_dropped max_series=1000" in agent.stop()

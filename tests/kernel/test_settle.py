@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import signal
 import subprocess
 import threading
@@ -24,9 +25,9 @@ TICK_NS = 10_000_000  # the largest jiffy; sum_exec_runtime of a running task la
 NewCgroup = Callable[[str], AccountedCgroup]
 
 
-def assert_exact(cgroup: AccountedCgroup, at_least_ns: int) -> Usage:
+def assert_exact(cgroup: AccountedCgroup, at_least_ns: int, ours: Usage | None = None) -> Usage:
     """The contexts' sum is the kernel's figure: to the ns on v1, to its us on v2; each unseen free may lack its share."""
-    ours = cgroup.complete()
+    ours = ours or cgroup.complete()
     kernel = cgroup.kernel_ns()
     missed = ours.threads_exited - ours.threads_freed
     difference = kernel - ours.cpu_ns
@@ -57,7 +58,7 @@ def test_cpu_equals_the_kernels(  # noqa: PLR0917
     cgroup: AccountedCgroup, load: str, argv: list[str], at_least_us: int, processes: int, threads: int
 ) -> None:
     process = cgroup.run([load, *argv])
-    assert process.wait(60) == 0
+    assert process.wait(120) == 0
     ours = assert_exact(cgroup, at_least_us * 1000)
     assert ours.processes_created == processes
     assert ours.threads_created == threads
@@ -68,23 +69,23 @@ def test_cpu_equals_the_kernels(  # noqa: PLR0917
 def test_passes_that_race_exits_lose_and_double_nothing(cgroup: AccountedCgroup, load: str, attached: Attached) -> None:
     """Endless passes on one CPU while tasks end on the other."""
     stop = threading.Event()
-    before = attached.statistic("passes")
+    visited, storms = attached.statistic("passes"), 0
 
     def passes() -> None:
         while not stop.is_set():
             attached.settle()
 
-    process = cgroup.run([load, "storm", "4", "60"])
     racer = threading.Thread(target=passes)
     racer.start()
     try:
-        assert process.wait(120) == 0
+        while not storms or attached.statistic("passes") - visited < 10_000:  # tasks; a slow machine has more storms
+            storms += 1
+            assert cgroup.run([load, "storm", "4", "60"]).wait() == 0
     finally:
         stop.set()
         racer.join()
-    assert attached.statistic("passes") - before > 10_000
     ours = assert_exact(cgroup, 0)
-    assert ours.threads_created == 4 + 4 * 60 * 9
+    assert ours.threads_created == storms * (4 + 4 * 60 * 9)
 
 
 def test_zombies_are_complete_before_anybody_reaps_them(cgroup: AccountedCgroup, load: str) -> None:
@@ -96,7 +97,7 @@ def test_zombies_are_complete_before_anybody_reaps_them(cgroup: AccountedCgroup,
     assert abs(ours.cpu_ns - cgroup.kernel_ns()) <= TICK_NS  # the parent sleeps
     assert ours.cpu_ns >= 40 * 2_000_000
     go_on(process)
-    assert process.wait(10) == 0
+    assert process.wait(120) == 0
     assert_exact(cgroup, 80_000_000)
 
 
@@ -110,17 +111,18 @@ def test_counters_count_from_the_load_on(attached: Attached, cgroup: AccountedCg
     second = attach(pins, cache_dir, subsystem=accounting()[0])
     try:
         late = AccountedCgroup(cgroup.path, KernelUsage(second))
-        start = late.ours().cpu_ns
+        start, kernel = late.ours().cpu_ns, cgroup.kernel_ns()
         assert start < TICK_NS
         go_on(process)
         expect_ready(process)
         grown = late.ours().cpu_ns - start
-        assert 100_000_000 <= grown <= 100_000_000 + TICK_NS
+        assert grown >= 100_000_000
+        assert abs(grown - (cgroup.kernel_ns() - kernel)) <= TICK_NS
         assert cgroup.ours().cpu_ns >= 200_000_000  # the control: the first set has seen it all
     finally:
         second.unload()
         go_on(process)
-        process.wait(10)
+        process.wait(120)
 
 
 def test_a_process_that_moves_is_split_at_the_move(new_cgroup: NewCgroup, load: str) -> None:
@@ -131,7 +133,7 @@ def test_a_process_that_moves_is_split_at_the_move(new_cgroup: NewCgroup, load: 
     go_on(process)
     expect_ready(process)
     go_on(process)
-    assert process.wait(10) == 0
+    assert process.wait(120) == 0
     assert_exact(first, 60_000_000)
     assert_exact(second, 60_000_000)
 
@@ -140,15 +142,16 @@ def test_threads_that_move_with_their_process_are_split_too(new_cgroup: NewCgrou
     first, second = new_cgroup("first"), new_cgroup("second")
     process = first.run([load, "move-threads", "4"])
     expect_ready(process)
-    support.wait_for(lambda: first.kernel_ns() > 150_000_000, 20)
+    support.wait_for(lambda: first.kernel_ns() > 300_000_000)
     (second.path / "cgroup.procs").write_text(str(process.pid))
-    support.wait_for(lambda: second.kernel_ns() > 150_000_000, 20)
+    support.wait_for(lambda: second.kernel_ns() > 300_000_000)
     go_on(process)
-    assert process.wait(10) == 0
+    assert process.wait(120) == 0
     for cgroup in (first, second):
         ours = cgroup.complete()
-        # a thread that runs at the moment of the move has up to a tick that neither side has charged yet
-        assert abs(ours.cpu_ns - cgroup.kernel_ns()) <= 4 * TICK_NS
+        # A thread that runs at the moment of the move has what it used since its CPU's last tick, which neither side has
+        # charged yet; where a host takes the CPU away, ticks are late.
+        assert abs(ours.cpu_ns - cgroup.kernel_ns()) <= 100_000_000
     both = first.complete().cpu_ns + second.complete().cpu_ns
     assert abs(both - first.kernel_ns() - second.kernel_ns()) <= TICK_NS
 
@@ -160,16 +163,16 @@ def test_one_thread_that_moves_takes_only_its_own(new_cgroup: NewCgroup, load: s
     first, second = new_cgroup("first"), new_cgroup("second")
     process = first.run([load, "move-threads", "3"])
     expect_ready(process)
-    support.wait_for(lambda: first.kernel_ns() > 60_000_000, 20)
+    support.wait_for(lambda: first.kernel_ns() > 300_000_000)
     last = max(int(tid) for tid in os.listdir(f"/proc/{process.pid}/task"))
     (second.path / "tasks").write_text(str(last))
-    support.wait_for(lambda: second.kernel_ns() > 60_000_000, 20)
+    support.wait_for(lambda: second.kernel_ns() > 300_000_000)
     low = second.kernel_ns()
     node = second.reader.read()
     assert (second.ours(node).threads, first.ours(node).threads) == (1, 2)
-    assert low - 2 * TICK_NS <= second.ours(node).cpu_ns <= second.kernel_ns() + 2 * TICK_NS
+    assert low - 100_000_000 <= second.ours(node).cpu_ns <= second.kernel_ns() + 100_000_000  # ticks may be late
     go_on(process)
-    process.wait(10)
+    process.wait(120)
 
 
 @pytest.mark.parametrize("kind", [NamespaceKind.UTS, NamespaceKind.IPC, NamespaceKind.NET, NamespaceKind.MNT])
@@ -187,7 +190,7 @@ def test_unshare_splits_the_time_before_and_after(cgroup: AccountedCgroup, load:
     outside = cgroup.ours(node).cpu_ns - newest.cpu_ns
     assert before <= outside + TICK_NS
     go_on(process)
-    assert process.wait(10) == 0
+    assert process.wait(120) == 0
 
 
 def test_setns_splits_the_time_too(cgroup: AccountedCgroup, load: str) -> None:
@@ -196,12 +199,14 @@ def test_setns_splits_the_time_too(cgroup: AccountedCgroup, load: str) -> None:
     inum = os.stat(f"/proc/{process.pid}/ns/uts").st_ino
     first = cgroup.reader.read().namespaces
     mine = next(key for key, usage in first.items() if key[:2] == (NamespaceKind.UTS, inum) and usage.processes == 1)
+    before = cgroup.kernel_ns()
     go_on(process)
     expect_ready(process)
     grown = cgroup.reader.read().namespaces[mine].cpu_ns - first[mine].cpu_ns
-    assert abs(grown - 50_000_000) <= TICK_NS
+    assert grown >= 50_000_000 - TICK_NS
+    assert cgroup.kernel_ns() - before - grown >= 100_000_000 - TICK_NS  # what came after setns is not among it
     go_on(process)
-    assert process.wait(10) == 0
+    assert process.wait(120) == 0
     assert_exact(cgroup, 150_000_000)
 
 
@@ -209,19 +214,27 @@ def test_five_namespaces_with_one_inum_are_five(usage: KernelUsage, cgroup: Acco
     """`unshare -u` five times in a row: the kernel hands out the same inode number, never the same namespace."""
     before = set(usage.read().namespaces)
     inums = []
+    spent = _children_ns()
     for _ in range(5):
         script = f"readlink /proc/self/ns/uts; exec {load} burn 20000"
         done = subprocess.run(["unshare", "-u", "sh", "-c", script], capture_output=True, text=True, check=True)
         inums.append(int(re.findall(r"\d+", done.stdout)[0]))
-    cgroup.complete()
+    spent = _children_ns() - spent
     found = {
-        k: u for k, u in usage.read().namespaces.items() if k.kind is NamespaceKind.UTS and k not in before and u.cpu_ns > 20e6
+        k: u
+        for k, u in usage.read().namespaces.items()
+        if k.kind is NamespaceKind.UTS and k.inum in inums and k not in before and u.cpu_ns >= 20_000_000
     }
     assert len(found) == 5
     assert {namespace.inum for namespace in found} == set(inums)
     assert len({namespace.id for namespace in found}) == 5
-    for used in found.values():
-        assert 20_000_000 <= used.cpu_ns <= 60_000_000
+    assert sum(used.cpu_ns for used in found.values()) <= spent + TICK_NS
+
+
+def _children_ns() -> int:
+    """Return the CPU time of all children that were waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return round((used.ru_utime + used.ru_stime) * 1e9)
 
 
 def test_memory_is_counted_once_however_many_threads(cgroup: AccountedCgroup, load: str) -> None:
@@ -237,7 +250,7 @@ def test_memory_is_counted_once_however_many_threads(cgroup: AccountedCgroup, lo
     assert ours.rss_file_bytes == pytest.approx(kernel["RssFile"], abs=1 << 20)
     assert ours.pagetables_bytes >= kernel["VmPTE"]
     go_on(process)
-    assert process.wait(10) == 0
+    assert process.wait(120) == 0
     gone = cgroup.ours()
     assert (gone.threads, gone.rss_anon_bytes) == (0, 0)
 
@@ -254,7 +267,7 @@ def test_io_equals_proc_pid_io(cgroup: AccountedCgroup, load: str, tmp_path: Pat
     assert ours.write_chars >= 16 << 20
     assert ours.write_syscalls >= int(told["syscw"])
     go_on(process)
-    assert process.wait(10) == 0
+    assert process.wait(120) == 0
 
 
 def test_faults_and_switches_equal_the_processs_own(cgroup: AccountedCgroup, load: str) -> None:
@@ -269,7 +282,7 @@ def test_faults_and_switches_equal_the_processs_own(cgroup: AccountedCgroup, loa
     assert ours.voluntary_switches <= int(re.findall(r"^voluntary_ctxt_switches:\s+(\d+)", status, re.M)[0])
     assert ours.voluntary_switches >= 1
     go_on(process)
-    process.wait(10)
+    process.wait(120)
 
 
 def test_kernel_threads_are_accounted(usage: KernelUsage) -> None:
@@ -308,9 +321,9 @@ def test_counters_never_fall_and_do_grow(usage: KernelUsage, cgroup: AccountedCg
 def test_a_sigkilled_process_is_complete(cgroup: AccountedCgroup, load: str) -> None:
     process = cgroup.run([load, "move-threads", "3"])
     expect_ready(process)
-    support.wait_for(lambda: cgroup.kernel_ns() > 50_000_000, 20)
+    support.wait_for(lambda: cgroup.kernel_ns() > 50_000_000)
     process.send_signal(signal.SIGKILL)
-    process.wait(10)
+    process.wait(120)
     assert_exact(cgroup, 50_000_000)
 
 
@@ -319,7 +332,7 @@ def test_ended_namespaces_are_folded_and_nothing_is_lost(attached: Attached, cgr
     clock = [1000.0]
     reader = KernelUsage(attached, retain_s=60, clock=lambda: clock[0])
     process = cgroup.run(["unshare", "-u", "-i", load, "forks", "50", "2000"])
-    assert process.wait(20) == 0
+    assert process.wait(120) == 0
     cgroup.complete()
 
     def sums(node: NodeUsage) -> dict[NamespaceKind, int]:
@@ -352,8 +365,7 @@ def test_ended_namespaces_are_folded_and_nothing_is_lost(attached: Attached, cgr
     for kind in NamespaceKind:
         assert after_sums[kind] >= before_sums[kind]
         assert after_sums[kind] == after_sums[NamespaceKind.CGROUP]  # every kind has all of the node
-    rounding = 1 if accounting()[0] else 1000
-    assert 0 <= cgroup.ours(after).cpu_ns - cgroup.kernel_ns() < rounding  # the cgroup is alive and keeps all of it
+    assert_exact(cgroup, 100_000_000, cgroup.ours(after))  # the cgroup is alive and keeps all of it
 
 
 def test_rows_come_back(attached: Attached, cgroup: AccountedCgroup, load: str) -> None:
@@ -361,42 +373,53 @@ def test_rows_come_back(attached: Attached, cgroup: AccountedCgroup, load: str) 
     clock = [1000.0]
     reader = KernelUsage(attached, retain_s=1, clock=lambda: clock[0])
 
-    def highest() -> int:
-        return sum(1 for _ in attached.rows())
+    def look() -> tuple[int, int, int]:
+        """Count the rows in use up to now, those of this test, and those of others."""
+        owners = [words[0] for words in attached.rows()]
+        mine = owners.count(cgroup.id)
+        return len(owners), mine, len(owners) - mine - owners.count(0)
 
-    levels = []
+    looks, full = [], attached.statistic("rows_full")
     for _ in range(6):
         process = cgroup.run([load, "unshares", "300"])
         expect_ready(process)
         go_on(process)
         expect_ready(process)
         go_on(process)
-        process.wait(10)
+        process.wait(120)
         cgroup.complete()
+        assert look()[1] >= 300  # the control
         for _ in range(6):
             clock[0] += 5
             reader.read()
-        levels.append(highest())
-    assert levels[-1] - levels[0] < 300
-    assert attached.statistic("rows_full") == 0
+        looks.append(look())
+    levels, mine, others = zip(*looks, strict=True)
+    assert max(mine) < 300
+    assert levels[-1] - levels[0] < 300 + 2 * (max(others) - min(others))  # of 1,500, and what others of this node make
+    assert attached.statistic("rows_full") == full or max(others) > 3000
 
 
 def test_a_table_nearly_full_is_cleared_sooner(cgroup: AccountedCgroup, cache_dir: str, load: str) -> None:
-    """Three quarters of the rows taken by what has ended: they come back after 10 s, not after `retain_s`."""
+    """Three quarters of the rows taken by what has ended: they come back after 10 s, not after `retain_s`.
+
+    So many that the few dozen contexts of this node's own do not matter.
+    """
     from nsagent.kernel.attach import attach
 
     pins = f"/sys/fs/bpf/{support.unique_name('small')}"
-    small = attach(pins, cache_dir, subsystem=accounting()[0], rows=128)
+    small = attach(pins, cache_dir, subsystem=accounting()[0], rows=1024)
     clock = [1000.0]
     try:
         reader = KernelUsage(small, retain_s=3600, clock=lambda: clock[0])
+        if reader.read().contexts > 200:
+            pytest.skip("this node has too many contexts of others")
 
         def unshare(count: int) -> int:
             process = cgroup.run([load, "unshares", str(count)])
             for _ in range(2):
                 expect_ready(process)
                 go_on(process)
-            assert process.wait(20) == 0
+            assert process.wait(120) == 0
             return reader.read().contexts
 
         def later() -> int:
@@ -405,11 +428,11 @@ def test_a_table_nearly_full_is_cleared_sooner(cgroup: AccountedCgroup, cache_di
                 reader.read()
             return reader.read().contexts
 
-        few = unshare(40)
-        assert few >= 40
-        assert later() >= few  # the control: far from full they stay
-        many = unshare(70)
-        assert many > 96
-        assert later() <= 96  # below three quarters of 128 they may stay
+        few = unshare(200)
+        assert few >= 200
+        assert later() >= 200  # the control: far from full they stay
+        many = unshare(650)
+        assert many > 768
+        assert later() <= 768  # below three quarters of 1,024 they may stay
     finally:
         small.unload()

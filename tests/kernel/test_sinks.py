@@ -40,9 +40,9 @@ def test_a_full_disk_loses_by_the_queue_and_recovers(tiny_disk: Path, caplog: py
         path.rename(tiny_disk / "moved")  # as logrotate
         before = pids((tiny_disk / "moved").read_text())  # whole lines, to the last
         (tiny_disk / "moved").unlink()
-        support.wait_for(lambda: path.exists() and path.stat().st_size, 20, "the sink to go on")
+        support.wait_for(lambda: path.exists() and path.stat().st_size, what="the sink to go on")
     finally:
-        sink.close()
+        sink.close(120)
     assert before == list(range(len(before)))
     assert len(before) > 64 * 1024 / 700
     after = pids(path.read_text())

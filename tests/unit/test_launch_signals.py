@@ -57,7 +57,7 @@ print("alive", signal.pthread_sigmask(signal.SIG_BLOCK, []))
 @pytest.mark.parametrize("ignored", [False, True])
 def test_the_inbox_takes_signals_and_leaves_nothing(ignored: bool) -> None:
     argv = [sys.executable, "-c", SCRIPT, *(["x"] if ignored else [])]
-    done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=30)
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=120)
     hup = [] if ignored else [(1, False)]
     assert done.stdout.splitlines() == [
         f"{[*hup, (15, False), (int(signal.SIGRTMIN) + 3, False)]} [] {[1] if ignored else []}",

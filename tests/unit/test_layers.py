@@ -108,7 +108,7 @@ def test_only_the_compiler_child_imports_bcc() -> None:
 def modules_after(code: str) -> set[str]:
     """Run `code` in a new interpreter of this environment; return the names of all modules it has loaded at its end."""
     code += "\nimport json, sys; print(json.dumps(sorted(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True, cwd="/")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True, cwd="/")
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -137,7 +137,7 @@ def test_planning_a_run_imports_nothing_heavy() -> None:
 def test_a_real_run_imports_nothing_heavy() -> None:
     require_root()
     argv = [sys.executable, "-X", "importtime", *nsagent_argv(), "run", "--report", "none", "--", "true"]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True, cwd="/")
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=True, cwd="/")
     loaded = {line.rsplit("|", 1)[1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
     assert "nsagent.launch" in loaded
     assert heavy(loaded) == set()

@@ -35,14 +35,14 @@ class Running:
         return (b"openmetrics 1\n",) if openmetrics else (b"text 1\n",) * 1000
 
     def get(self, path: str, method: str = "GET", **headers: str) -> tuple[http.client.HTTPResponse, bytes]:
-        connection = http.client.HTTPConnection(self.host, self.port, timeout=10)
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=120)
         with contextlib.closing(connection):
             connection.request(method, path, headers={name.replace("_", "-"): value for name, value in headers.items()})
             response = connection.getresponse()
             return response, response.read()
 
     def connect(self) -> socket.socket:
-        return socket.create_connection((self.host, self.port), timeout=10)
+        return socket.create_connection((self.host, self.port), timeout=120)
 
     def say(self, data: bytes) -> bytes:
         """Send bytes, and return all that comes."""
@@ -119,10 +119,17 @@ def test_a_bug_costs_one_answer(running: Running) -> None:
     assert running.get("/metrics")[0].status == 200
 
 
+def served() -> int:
+    """Count the connections that have a thread."""
+    return sum(thread.name == "http-client" for thread in threading.enumerate())
+
+
 def test_slow_clients_hold_nobody_up(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "_HEADER_SECONDS", 0.3)
     with contextlib.ExitStack() as stack:
         slow = [stack.enter_context(running.connect()) for _ in range(20)]
+        wait_for(lambda: served() == 20)
+        monkeypatch.undo()  # for who is not slow but on a slow machine
         for client in slow:
             client.sendall(b"GET /metrics HTT")
         assert running.get("/metrics")[0].status == 200
@@ -130,11 +137,13 @@ def test_slow_clients_hold_nobody_up(running: Running, monkeypatch: pytest.Monke
             assert client.recv(65536).startswith(b"HTTP/1.1 408 ")
 
 
-def test_too_many_connections_are_told_so_and_room_comes_back(running: Running) -> None:
+def test_too_many_connections_are_told_so_and_room_comes_back(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_HEADER_SECONDS", 120)
     with contextlib.ExitStack() as stack:
-        clients = [stack.enter_context(running.connect()) for _ in range(server._CONNECTIONS)]
-        wait_for(lambda: running.say(b"").startswith(b"HTTP/1.1 503 "))
-        assert len(clients) == server._CONNECTIONS
+        for _ in range(server._CONNECTIONS):
+            stack.enter_context(running.connect())
+        wait_for(lambda: served() == server._CONNECTIONS)
+        assert running.say(b"").startswith(b"HTTP/1.1 503 ")
     wait_for(lambda: b"200 OK" in running.say(b"GET / HTTP/1.1\r\n\r\n"))
 
 
@@ -143,7 +152,7 @@ def test_a_client_that_never_reads_is_given_up(running: Running, monkeypatch: py
     monkeypatch.setattr(running.server, "_scrape", lambda openmetrics: (b"x" * 25_000_000,) * 2)
     with running.connect() as client:
         client.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
-        wait_for(lambda: not [thread for thread in threading.enumerate() if thread.name == "http-client"])
+        wait_for(lambda: served() == 0)
 
 
 @pytest.mark.parametrize("host", ["::1", "", "localhost"])

@@ -39,7 +39,7 @@ def sink_to(text: str, hub: Hub) -> Iterator[Sink]:
     try:
         yield sink
     finally:
-        sink.close()
+        sink.close(120)
 
 
 @pytest.fixture
@@ -216,7 +216,7 @@ def test_a_unix_socket_that_comes_late_and_comes_back(hub: Hub, tmp_path: Path, 
 
 
 def read_lines(server: socket.socket, kind: int, count: int) -> list[int]:
-    server.settimeout(20)
+    server.settimeout(120)
     if kind == socket.SOCK_STREAM:
         server.listen()
         client, _ = server.accept()
@@ -249,7 +249,7 @@ def test_journald_gets_the_text_the_priority_and_the_json(hub: Hub, tmp_path: Pa
     path = str(tmp_path / "journal")
     server = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     server.bind(path)
-    server.settimeout(20)
+    server.settimeout(120)
     with sink_to(f"journald?socket={path}", hub):
         hub.publish(events(0, 300))  # more than a datagram socket queues
         entries = [server.recv(1 << 16) for _ in range(300)]
@@ -295,7 +295,7 @@ def test_stdout_is_not_waited_for_and_not_made_nonblocking() -> None:
     flags = Path(f"/proc/{process.pid}/fdinfo/1").read_text().split("flags:\t")[1].split()[0]
     process.stdin.write("\n")
     process.stdin.close()
-    assert process.wait(20) == 0
+    assert process.wait(120) == 0
     process.stdout.close()
     assert pids(text) == list(range(1000))
     assert not int(flags, 8) & os.O_NONBLOCK

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -158,7 +159,7 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
     """Those that end jobs and the one that counts them are killed at random moments: the sum is the number of files ever."""
     seed = random.randrange(1 << 30)
     chance = random.Random(seed)
-    for _ in range(30):
+    for rounds in itertools.count(1):
         workers = [_forked(work, tmp_path) for work in (_end_jobs, _end_jobs, _count_jobs)]
         try:
             time.sleep(chance.uniform(0.002, 0.03))
@@ -168,10 +169,10 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
                 os.waitpid(pid, 0)
         for job in jobs.abandoned(str(tmp_path)):
             job.finish(end=1001.0, outcome="abandoned")
-        if len(list((tmp_path / "jobs" / "ended").glob("*.json"))) > jobs.KEEP // 2:  # a fast machine: none may be pruned
+        there = len(list((tmp_path / "jobs" / "ended").glob("*.json")))
+        if there > jobs.KEEP // 2 or (there > 50 and rounds >= 30):  # a fast machine: none may be pruned; a slow one goes on
             break
-    there = len(list((tmp_path / "jobs" / "ended").glob("*.json")))
-    assert 50 < there < jobs.KEEP
+    assert there < jobs.KEEP
     assert sum(runs(tmp_path)["job"].values()) == there, f"seed {seed}"
     assert list(jobs.abandoned(str(tmp_path))) == []
 
