@@ -143,7 +143,7 @@ def _run(config: AgentConfig, read: Callable[[], AgentConfig], stack: contextlib
     sinks = [Sink(parse(text, parse_bytes), lambda: node.hub.subscribe(EventFilter()), SCHEMA) for text in config.events_to]
     traced = node.events if node.traces else None
     watch = Watch(node.sampler, node.history, _unseen, node.take_events if traced else lambda: None)
-    encoder = Encoder(catalogue.FAMILIES, Process(), max_series=config.max_series)
+    encoder = Encoder(catalogue.families(config.compat), Process(), max_series=config.max_series)
 
     def scrape(openmetrics: bool) -> tuple[bytes, ...]:
         return encoder.chunks(node.sampler.read(), openmetrics)

@@ -85,6 +85,7 @@ class AgentConfig:
     cgroup_exclude: tuple[str, ...] = ()
     max_depth: int | None = None
     max_series: int = 200_000  # 0: no limit
+    compat: tuple[str, ...] = ()  # of nsagent.metrics.family.COMPAT
     collectors_off: frozenset[str] = frozenset()  # of nsagent.metrics.family.COLLECTORS
 
     def __post_init__(self) -> None:

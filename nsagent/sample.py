@@ -79,6 +79,14 @@ class Reload(NamedTuple):
     time_ns: int
 
 
+class Machine(NamedTuple):
+    """The hardware, as cAdvisor has it. `ids`: of this boot, the installation and the (virtual) machine, "" where not known."""
+
+    cpus: int
+    memory_bytes: int
+    ids: tuple[str, str, str]
+
+
 @dataclass(frozen=True, slots=True)
 class Facts:
     """What does not change while the agent runs. `features`: None where available, else the reason why not."""
@@ -86,6 +94,7 @@ class Facts:
     build: Mapping[str, str] = field(default_factory=dict)
     mode: Mapping[str, str] = field(default_factory=dict)
     features: Mapping[str, str | None] = field(default_factory=dict)
+    machine: Machine | None = None  # None: nobody asked for it
 
 
 @dataclass(frozen=True, slots=True)

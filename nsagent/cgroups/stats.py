@@ -20,8 +20,8 @@ class CpuStats(NamedTuple):
     """CPU time and its limits. Sources: v2 cpu.stat, cpu.max, cpu.weight; v1 cpuacct.usage*, cpu.stat, cfs_*, shares.
 
     Periods are those of the bandwidth limit; they stand still without one. `weight` is on v2's scale (1 to 10000, 100 by
-    default); v1's shares are converted as the kernel does. v1 samples `user_ns` and `system_ns` by tick: their sum is not
-    exactly `usage_ns`.
+    default); v1's shares are converted as the kernel does, and are in `shares`, which v2 has not. v1 samples `user_ns` and
+    `system_ns` by tick: their sum is not exactly `usage_ns`.
     """
 
     usage_ns: int | None = None
@@ -34,6 +34,8 @@ class CpuStats(NamedTuple):
     burst_ns: int | None = None
     limit_cores: float | None = None
     weight: int | None = None
+    period_ns: int | None = None
+    shares: int | None = None
 
 
 class MemoryStats(NamedTuple):

@@ -24,7 +24,7 @@ from nsagent.cgroups.limits import (
     weight_of_shares,
 )
 from nsagent.cgroups.stats import CpuStats, IoDevice, IoStats, MemoryStats, PidsStats
-from nsagent.cgroups.v2 import Files, parse_flat, parse_limit, parse_number
+from nsagent.cgroups.v2 import Files, parse_flat, parse_limit, parse_number, shared
 from nsagent.errors import UnsupportedError
 
 FILES: Final[Mapping[str, tuple[str, ...]]] = {
@@ -107,7 +107,7 @@ def cpu(files: Files) -> CpuStats | None:
     if usage is None and not stat and "cpu.shares" not in files:
         return None
     user, system = parse_number(files.get("cpuacct.usage_user")), parse_number(files.get("cpuacct.usage_sys"))
-    shares = parse_number(files.get("cpu.shares"))
+    shares, period = parse_number(files.get("cpu.shares")), parse_number(files.get("cpu.cfs_period_us"))
     return CpuStats(
         usage_ns=usage,
         user_ns=user,
@@ -117,8 +117,10 @@ def cpu(files: Files) -> CpuStats | None:
         throttled_ns=stat.get("throttled_time"),
         bursts=stat.get("nr_bursts"),
         burst_ns=stat.get("burst_time"),
-        limit_cores=_cores(files.get("cpu.cfs_quota_us"), parse_number(files.get("cpu.cfs_period_us"))),
+        limit_cores=_cores(files.get("cpu.cfs_quota_us"), period),
         weight=None if shares is None else weight_of_shares(shares),
+        period_ns=shared(None if period is None else period * 1000),
+        shares=shared(shares),
     )
 
 

@@ -116,6 +116,12 @@ def parse_number(text: bytes | None) -> int | None:
     return int(word) if word.isdigit() else None
 
 
+@functools.lru_cache(256)
+def shared(number: int | None) -> int | None:
+    """Return the number: the same object, where most cgroups have the same."""
+    return number
+
+
 def parse_limit(text: bytes | None) -> float | None:
     """Parse a file of one number or ``max``, which is inf."""
     return math.inf if text is not None and text.strip() == b"max" else parse_number(text)
@@ -163,6 +169,7 @@ def cpu(files: Files) -> CpuStats | None:
         burst_ns=_usec(get("burst_usec")),
         limit_cores=parse_cpu_max(files.get("cpu.max")),
         weight=parse_number(files.get("cpu.weight")),
+        period_ns=shared(_usec(parse_number(files.get("cpu.max", b"").partition(b" ")[2]))),
     )
 
 

@@ -19,7 +19,7 @@ from nsagent.errors import NsagentError, UsageError
 from nsagent.findings import RULES
 from nsagent.kernel import pins
 from nsagent.launch import quantities
-from nsagent.metrics.family import COLLECTORS
+from nsagent.metrics.family import COLLECTORS, COMPAT
 from nsagent.web import config as webconfig
 
 EPILOG = """\
@@ -143,6 +143,7 @@ def _make_settings(flags: Mapping[str, Any]) -> config.AgentConfig:
         cgroup_exclude=flags["cgroup_exclude"],
         max_depth=flags["max_depth"],
         max_series=flags["max_series"],
+        compat=flags["compat"],
         collectors_off=_collectors_off(flags["collector"], flags["no_collector"]),
     )
 
@@ -223,6 +224,8 @@ _SOURCES: Final = {
               help="Do not read and show these; all leaves the core, CPU, memory and pids; may be repeated.")  # fmt: skip
 @click.option("--collector", multiple=True, type=click.Choice(list(COLLECTORS)),
               help="Read and show these; what --no-collector all is to leave; may be repeated.")  # fmt: skip
+@click.option("--compat", multiple=True, type=click.Choice(COMPAT),
+              help="Serve these names beside ours, for all that was made for them: docs/cadvisor.md.")  # fmt: skip
 @click.option("--runtime", multiple=True, metavar="SOCKET", default=config.DEFAULT_RUNTIMES,
               show_default=", ".join(config.DEFAULT_RUNTIMES),
               help="Ask docker or podman there for names, or a CRI (containerd*.sock, cri*.sock); may be repeated.")  # fmt: skip

@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from typing import Final
 
 from nsagent.metrics import agent, cgroup, info, namespace, syscalls, workload
-from nsagent.metrics.family import SCOPE_LABELS, Family, Scope
+from nsagent.metrics.family import COMPAT, SCOPE_LABELS, Family, Scope
 
 CHAPTERS: Final[tuple[tuple[str, str, tuple[Family, ...]], ...]] = (
     (
@@ -42,6 +43,16 @@ CHAPTERS: Final[tuple[tuple[str, str, tuple[Family, ...]], ...]] = (
 
 FAMILIES: Final[tuple[Family, ...]] = tuple(family for _, _, families in CHAPTERS for family in families)
 
+
+def families(compat: Iterable[str] = ()) -> tuple[Family, ...]:
+    """Return what an agent exports that was asked for some of COMPAT too."""
+    if "cadvisor" not in compat:
+        return FAMILIES
+    from nsagent.metrics import cadvisor  # only who asked for it pays for it
+
+    return (*FAMILIES, *cadvisor.FAMILIES)
+
+
 _HEAD: Final = """\
 # Metrics
 
@@ -59,10 +70,15 @@ Names come from the kernel and can hold any byte. A byte that is not valid UTF-8
 backslash and three octal digits, as in /proc/mounts; a backslash before three octal digits is written `\\134`. So two names
 are never one label.
 """
+_COMPAT: Final = (
+    "Only with `--compat cadvisor`, beside the others: the same sample under cAdvisor's names and labels (docs/cadvisor.md). "
+    "`id` is the cgroup's path. `name`, `image`, `container`, `pod` and `namespace` are empty where the cgroup is not a "
+    "container's or pod's own, or where its runtime says nothing."
+)
 
 
 def _exactness(family: Family) -> str:
-    if family.scope in (Scope.NAMESPACE, Scope.CGROUP_USAGE):
+    if family.scope in (Scope.NAMESPACE, Scope.CGROUP_USAGE) or family.part == "usage":
         return "exact with BPF; approximate from /proc"
     return "exact"
 
@@ -70,9 +86,10 @@ def _exactness(family: Family) -> str:
 def markdown() -> str:
     """Return docs/metrics.md."""
     lines = [_HEAD]
-    for title, text, families in CHAPTERS:
+    compat = ("cAdvisor's names", _COMPAT, families(COMPAT)[len(FAMILIES) :])
+    for title, text, rows in (*CHAPTERS, compat):
         lines += [f"## {title}\n", f"{text}\n"]
-        for family in families:
+        for family in rows:
             labels = ", ".join(f"`{label}`" for label in (*SCOPE_LABELS[family.scope], *family.labels)) or "none"
             values = [value for values, _ in family.parts for value in values]
             shown = f" ({', '.join(values)})" if values else ""

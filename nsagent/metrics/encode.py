@@ -17,9 +17,8 @@ from nsagent.cgroups.stats import CgroupStats
 from nsagent.metrics.agent import SCRAPE_SAMPLES, SERIES_DROPPED
 from nsagent.metrics.budget import Budget, Key, labels_of
 from nsagent.metrics.columns import Table
-from nsagent.metrics.family import NS_PER_S, SCOPE_LABELS, Each, Family, Scope
+from nsagent.metrics.family import NS_PER_S, SCOPE_LABELS, Container, Each, Family, Scope
 from nsagent.metrics.text import label, label_text, number, seconds
-from nsagent.namespaces import NamespaceId
 from nsagent.sample import NodeSample
 
 TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -90,21 +89,23 @@ class Encoder:
     def _update(self, sample: NodeSample) -> None:
         if sample.missing != self._missing:
             self._missing = sample.missing
-            self._tables = {(scope, ended): self._table(scope, ended) for scope in _TABLES for ended in (False, True)}
-        if self._budget.most:
-            self._budget.see(key for scope, ended in self._tables for key in _things(sample, scope, ended))
-        self._fill(sample)
+            scopes = {family.scope for family in self._families} - {Scope.NODE}
+            self._tables = {(scope, ended): self._table(scope, ended) for scope in scopes for ended in (False, True)}
+        things = {place: _things(sample, *place) for place in self._tables}
+        if self._budget.most:  # a container's key is its cgroup's
+            self._budget.see(key for (scope, _), found in things.items() if scope is not Scope.CONTAINER for key in found)
+        self._fill(sample, things)
         if self._budget.most and (total := self._samples) > self._budget.most:
             self._budget.drop(self._series(sample), total)
-            self._fill(sample)
+            self._fill(sample, things)
             if total - self._budget.most > self._budget.most // _MUCH:
                 libc.give_back_memory()  # of the lines of what is not shown
 
-    def _fill(self, sample: NodeSample) -> None:
+    def _fill(self, sample: NodeSample, things: Mapping[tuple[Scope, bool], Mapping[Any, Any]]) -> None:
         hidden = self._budget.hidden
-        for (scope, ended), table in self._tables.items():
-            things = _things(sample, scope, ended)
-            table.update({key: thing for key, thing in things.items() if key not in hidden} if hidden else things)
+        for place, table in self._tables.items():
+            found = things[place]
+            table.update({key: thing for key, thing in found.items() if _owner(key) not in hidden} if hidden else found)
         labels = frozenset(map(labels_of, hidden))
         self._node = {f.name: list(node_lines(f, sample, labels)) for f in self._families if f.scope is Scope.NODE}
 
@@ -118,7 +119,7 @@ class Encoder:
         found: Counter[Key] = Counter()
         for table in self._tables.values():
             for key, samples in table.series():
-                found[key] += samples
+                found[_owner(key)] += samples
         more = Counter(
             values[: _key(f)] for f in self._families if _key(f) for values, n in _node_values(f, sample) if n is not None
         )
@@ -128,8 +129,7 @@ class Encoder:
 
     def _table(self, scope: Scope, ended: bool) -> Table[Any]:
         families = [f for f in self._families if f.scope is scope and (not ended or f.type == "counter" or f.final)]
-        parts = CgroupStats._fields if scope is Scope.CGROUP else ()
-        return Table(families, parts, _labels, self._missing or frozenset())
+        return Table(families, _parts(scope), _labels, self._missing or frozenset())
 
     def _write(self, openmetrics: bool, write_process: Callable[[bool], bytes] | None) -> Iterable[bytes]:
         for family in self._families:
@@ -148,10 +148,19 @@ class Encoder:
         yield process + b"# EOF\n" if openmetrics else process
 
 
-_TABLES: Final = (Scope.CGROUP, Scope.CGROUP_USAGE, Scope.NAMESPACE)
+def _parts(scope: Scope) -> tuple[str, ...]:
+    if scope is Scope.CONTAINER:
+        from nsagent.metrics import containers  # only who asked for such names pays for them
+
+        return containers.Reading._fields
+    return CgroupStats._fields if scope is Scope.CGROUP else ()
 
 
 def _things(sample: NodeSample, scope: Scope, ended: bool) -> Mapping[Any, Any]:
+    if scope is Scope.CONTAINER:
+        from nsagent.metrics import containers
+
+        return containers.read(sample, ended=ended)
     if scope is Scope.CGROUP:
         return sample.cgroups_ended if ended else sample.cgroups
     if scope is Scope.CGROUP_USAGE:
@@ -159,8 +168,14 @@ def _things(sample: NodeSample, scope: Scope, ended: bool) -> Mapping[Any, Any]:
     return sample.namespaces_ended if ended else sample.namespaces
 
 
-def _labels(key: str | NamespaceId) -> str:
+def _owner(key: Key | Container) -> Key:
+    return key.id if isinstance(key, Container) else key
+
+
+def _labels(key: Key | Container) -> str:
     """Return the labels that say which one it is."""
+    if isinstance(key, Container):
+        return ",".join(map(label, key._fields, key))
     return label("cgroup", key) if isinstance(key, str) else f'kind="{key.kind}",inum="{key.inum}",id="{key.id}"'
 
 
@@ -169,6 +184,8 @@ def header(family: Family, openmetrics: bool) -> str:
     name, kind = family.name, family.type
     if not openmetrics:
         return f"# HELP {name} {family.help}\n# TYPE {name} {'gauge' if kind == 'info' else kind}\n"
+    if kind == "counter" and not name.endswith("_total"):  # one of cAdvisor's; OpenMetrics has no such counter
+        return f"# HELP {name} {family.help}\n# TYPE {name} unknown\n"
     name = name.removesuffix("_total" if kind == "counter" else "_info" if kind == "info" else "")
     unit = f"# UNIT {name} {family.unit}\n" if family.unit and kind != "info" else ""
     return f"# HELP {name} {family.help}\n# TYPE {name} {kind}\n{unit}"

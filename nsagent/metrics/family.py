@@ -30,6 +30,8 @@ COLLECTORS: Final[dict[str, str]] = {
     "namespaces": "mounts, highest pid, depth, clock offsets and limits of namespaces",
 }
 
+COMPAT: Final = ("cadvisor",)  # whose names the same sample can have beside ours
+
 
 class Histogram(NamedTuple):
     """`buckets`: (upper bound in the family's unit, how many up to there); `number` of all; `total`, their sum, unscaled."""
@@ -44,13 +46,26 @@ class Scope(enum.Enum):
 
     CGROUP = "cgroup"  # of a part of a CgroupStats: the kernel's own files
     CGROUP_USAGE = "cgroup usage"  # of a Usage: what its tasks used, summed up the tree
+    CONTAINER = "container"  # of a part of nsagent.metrics.containers.Reading: a cgroup as cAdvisor has it
     NAMESPACE = "namespace"  # of a Usage
     NODE = "node"  # of the whole NodeSample
+
+
+class Container(NamedTuple):
+    """The labels of a cgroup as cAdvisor has it, in the order they are written. `id` is its path."""
+
+    container: str
+    id: str
+    image: str
+    name: str
+    namespace: str
+    pod: str
 
 
 SCOPE_LABELS: Final[dict[Scope, tuple[str, ...]]] = {
     Scope.CGROUP: ("cgroup",),
     Scope.CGROUP_USAGE: ("cgroup",),
+    Scope.CONTAINER: Container._fields,
     Scope.NAMESPACE: ("kind", "inum", "id"),
     Scope.NODE: (),
 }
@@ -65,7 +80,8 @@ class Family:
     values and numbers; another `by`, which returns a mapping of the numbers there are, of the fields `shown`; one of type
     histogram has `histograms`, which yields label values and histograms. A number in ns (`scale` NS_PER_S) is written in
     seconds. In a family of a `limit` infinity is none, and no series. `final` gauges are kept with what has ended.
-    A family of Scope.CGROUP reads one `part` of CgroupStats: its fields are that part's, and only where there is one.
+    A family of Scope.CGROUP (CONTAINER) reads one `part` of CgroupStats (Reading): its fields are that part's, and only where
+    there is one.
     `collector` is one of COLLECTORS, or empty where the family is always there.
     """
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from nsagent import __version__
 from nsagent.cgroups.layout import Layout
 from nsagent.kernel.attach import Attached
-from nsagent.sample import Facts
+from nsagent.sample import Facts, Machine
 
 
 def read_facts(layout: Layout | None, attached: Attached | None, features: Mapping[str, str | None]) -> Facts:
@@ -24,6 +24,19 @@ def read_facts(layout: Layout | None, attached: Attached | None, features: Mappi
         "delayacct": "on" if keeps_delays() else "off",
     }
     return Facts(build, mode, features)
+
+
+def read_machine() -> Machine:
+    """Return what hardware this is. Sources: man 3 sysconf; man 4 random; man 5 machine-id; sysfs-firmware-dmi."""
+    return Machine(
+        os.sysconf("SC_NPROCESSORS_ONLN"),
+        os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        (
+            _reads("/proc/sys/kernel/random/boot_id"),
+            _reads("/etc/machine-id") or _reads("/var/lib/dbus/machine-id"),
+            _reads("/sys/class/dmi/id/product_uuid"),
+        ),
+    )
 
 
 def keeps_delays() -> bool:

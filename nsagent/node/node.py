@@ -92,7 +92,8 @@ class Node:
         self.sampler = self._make_sampler(config.retain_ns, cgroup_usage="tasks" not in config.collectors_off)
         self._selection = {name: getattr(config, name) for name in ("cgroup_include", "cgroup_exclude", "max_depth")}
         self._select()
-        self.sampler.facts = facts.read_facts(self.layout, self.attached, self.features)
+        machine = facts.read_machine() if config.compat else None
+        self.sampler.facts = dataclasses.replace(facts.read_facts(self.layout, self.attached, self.features), machine=machine)
 
     def _read_layout(self) -> Layout | None:
         try:

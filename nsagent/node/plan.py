@@ -62,7 +62,7 @@ def make(config: AgentConfig) -> Plan:
             first, sample = _read(node)
             if exact:
                 sample = _as_with_bpf(sample, config)
-            chunks = Encoder(catalogue.FAMILIES).chunks(sample)
+            chunks = Encoder(catalogue.families(config.compat)).chunks(sample)
             files = first.files if walks else sample.files  # the descriptors of directories, or those of files too
             return Plan(
                 config=config,

@@ -35,7 +35,7 @@ def test_v2_cpu() -> None:
         b"usage_usec 9\nuser_usec 5\nsystem_usec 4\nnr_periods 3\nnr_throttled 2\nthrottled_usec 8\nnr_bursts 1\nburst_usec 6\n"
     )
     files = {"cpu.stat": text, "cpu.max": b"150000 100000\n", "cpu.weight": b"100\n"}
-    assert v2.cpu(files) == CpuStats(9000, 5000, 4000, 3, 2, 8000, 1, 6000, 1.5, 100)
+    assert v2.cpu(files) == CpuStats(9000, 5000, 4000, 3, 2, 8000, 1, 6000, 1.5, 100, 100_000_000)
     assert v2.parse_cpu_max(b"max 100000\n") == math.inf
     assert v2.parse_cpu_max(b"") is v2.parse_cpu_max(b"5 0") is None
     assert v2.cpu({}) is None
@@ -51,7 +51,7 @@ def test_v1_cpu() -> None:
         "cpu.cfs_period_us": b"100000\n",
         "cpu.shares": b"1024\n",
     }
-    assert v1.cpu(files) == CpuStats(123456789, 100, 20, 3, 2, 8, 1, 6, math.inf, 100)
+    assert v1.cpu(files) == CpuStats(123456789, 100, 20, 3, 2, 8, 1, 6, math.inf, 100, 100_000_000, 1024)
     limited = v1.cpu(files | {"cpu.cfs_quota_us": b"25000\n"})
     assert limited is not None
     assert limited.limit_cores == 0.25

@@ -11,7 +11,7 @@ import pytest
 
 from nsagent.cgroups import stats
 from nsagent.metrics import catalogue
-from nsagent.metrics.family import COLLECTORS, Family, Scope
+from nsagent.metrics.family import COLLECTORS, COMPAT, Family, Scope
 from nsagent.usage import Usage
 from tests.support import ROOT
 
@@ -29,28 +29,32 @@ def row_of(family: Family) -> str:
     return f"{family.type} {family.name} {','.join(family.all_labels)}".rstrip()
 
 
+EVERYTHING = catalogue.families(COMPAT)
+
+
 def test_the_catalogue_is_the_contract() -> None:
     now, _ = contract()
-    assert {row_of(family) for family in catalogue.FAMILIES} == now
+    assert {row_of(family) for family in EVERYTHING} == now
 
 
 def test_names_of_later_are_not_taken() -> None:
     _, later = contract()
     assert later
-    assert {row.split()[1] for row in later} & {family.name for family in catalogue.FAMILIES} == set()
+    assert {row.split()[1] for row in later} & {family.name for family in EVERYTHING} == set()
 
 
 def test_the_reference_is_generated() -> None:
     argv = [sys.executable, "-m", "nsagent.metrics.catalogue"]
     written = subprocess.run(argv, capture_output=True, text=True, check=True, cwd=ROOT).stdout
     assert (ROOT / "docs/metrics.md").read_text() == written, "run: python -m nsagent.metrics.catalogue > docs/metrics.md"
-    assert all(f"### {family.name}\n" in written for family in catalogue.FAMILIES)
+    assert all(f"### {family.name}\n" in written for family in EVERYTHING)
 
 
-@pytest.mark.parametrize("family", catalogue.FAMILIES, ids=lambda family: family.name)
+@pytest.mark.parametrize("family", EVERYTHING, ids=lambda family: family.name)
 def test_a_row_keeps_the_rules(family: Family) -> None:
-    assert re.fullmatch(r"nsagent_[a-z][a-z0-9_]*", family.name)
-    assert family.name.endswith("_total") == (family.type == "counter")
+    prefix = "nsagent" if family in catalogue.FAMILIES else "(container|machine)"
+    assert re.fullmatch(rf"{prefix}_[a-z][a-z0-9_]*", family.name)
+    assert family.name.endswith(("_total", "_memory_failcnt")) == (family.type == "counter")
     assert family.name.endswith("_info") == (family.type == "info")
     assert all(re.fullmatch(r"[a-z][a-z0-9_]*", label) and label not in ("job", "instance", "le") for label in family.all_labels)
     assert len(set(family.all_labels)) == len(family.all_labels)
@@ -66,16 +70,16 @@ def test_a_row_keeps_the_rules(family: Family) -> None:
         assert len(values) == len(family.labels)
         assert isinstance(field, str) == (family.scope is not Scope.NODE)
         if isinstance(field, str):
-            assert family.scope is Scope.CGROUP or field in Usage._fields
+            assert family.scope in (Scope.CGROUP, Scope.CONTAINER) or field in Usage._fields
             assert field.endswith("_ns") == (family.scale != 1)
 
 
 def test_each_collector_has_families() -> None:
-    assert {family.collector for family in catalogue.FAMILIES} == {"", *COLLECTORS}
+    assert {family.collector for family in EVERYTHING} == {"", *COLLECTORS}
 
 
 def test_names_are_unique() -> None:
-    names = [family.name for family in catalogue.FAMILIES]
+    names = [family.name for family in EVERYTHING]
     assert len(set(names)) == len(names)
 
 
@@ -103,3 +107,4 @@ def test_each_number_that_is_read_is_exported() -> None:
     shown += [value for f in families if f.by for value in f.by(getattr(full, f.part)).values()]
     assert sorted(shown) == sorted([*range(1, 52), False, True, 54, 55])
     assert len(stats.MemoryStats._fields) == 19
+    assert stats.CpuStats._fields[10:] == ("period_ns", "shares")  # only under cAdvisor's names
