@@ -23,14 +23,12 @@ from typing import Any, Final, NamedTuple
 
 from nsagent.events import SyscallEvent, unpack_id
 from nsagent.namespaces import KINDS, NamespaceId, NamespaceKind
-from nsagent.records import Call, Counts, Entry, Member, Record, read_file, write_file
+from nsagent.records import FOR_CHILDREN, FORKS, Call, Counts, Entry, Member, Record, read_file, write_file
 from nsagent.usage import Usage
 
 log = logging.getLogger(__name__)
 
 LIMIT: Final = 4096
-_FORKS: Final = frozenset({"clone", "clone3", "fork", "vfork"})
-_CHILDRENS: Final = (NamespaceKind.PID, NamespaceKind.TIME)  # unshare and setns move the caller's children, not the caller
 _FLAGS: Final = tuple((at, kind, kind.flag) for at, kind in enumerate(KINDS))
 
 
@@ -85,6 +83,7 @@ class History:
         self._records: dict[NamespaceId, Record] = {}
         self._ended: dict[NamespaceId, None] = {}  # in the order of their end
         self._unmet: dict[NamespaceId, None] = {}  # in the order of their making: no look has met a task there
+        self._passed: dict[NamespaceId, None] = {}  # who made it has gone on to another, and nobody was met there
         self._quiet: set[NamespaceId] = set()  # the last look found no task there, and nothing that told why
         self._looked_ns: int | None = None
         self._about: Mapping[NamespaceId, About] = {}
@@ -102,7 +101,7 @@ class History:
                 if record.ended_ns:
                     self._ended[record.namespace] = None
                 elif not record.live:
-                    self._unmet[record.namespace] = None
+                    (self._passed if record.left else self._unmet)[record.namespace] = None
         except (KeyError, TypeError, ValueError) as error:
             log.warning("event=history_refused path=%s reason=%r", self._path, error)
 
@@ -117,7 +116,7 @@ class History:
     def _take(self, event: SyscallEvent) -> None:
         call = Call(event.time_ns, event.syscall, event.via, event.pid, event.tid, event.child_pid, event.uid, event.comm,
                     event.argv, event.ancestors, event.cgroup_id)  # fmt: skip
-        fork = event.syscall in _FORKS
+        fork = event.syscall in FORKS
         for at, kind, flag in _FLAGS:
             old, new = event.before[at], event.after[at]
             if old == new or not new:
@@ -141,8 +140,11 @@ class History:
                 self._revive(record)
             if how == "joined":
                 self.counts.values[f"joins {kind} {self._crossing(source, namespace)}"] += 1
-            if not fork and kind not in _CHILDRENS and (left := self._records.get(source)):
+            if not fork and kind not in FOR_CHILDREN and (left := self._records.get(source)):
                 left.left = Entry(call, "left", namespace)
+                if source in self._unmet:
+                    del self._unmet[source]
+                    self._passed[source] = None
 
     def _crossing(self, old: NamespaceId, new: NamespaceId) -> str:
         host = self._host.get(new.kind)
@@ -150,19 +152,25 @@ class History:
 
     def _add(self, namespace: NamespaceId, now_ns: int) -> Record:
         while len(self._records) >= self._limit:
-            victim = next(iter(self._ended or self._unmet or self._records))
+            # First what somebody only passed through: thousands of those may come in the life of one container.
+            victim = next(iter(self._passed or self._ended or self._unmet or self._records))
+            self._forget(victim)
             del self._records[victim]
-            self._ended.pop(victim, None)
-            self._unmet.pop(victim, None)
             self.counts.values["evicted"] += 1
         record = self._records[namespace] = Record(namespace, now_ns)
         self._unmet[namespace] = None
         return record
 
+    def _forget(self, namespace: NamespaceId) -> None:
+        for order in (self._ended, self._unmet, self._passed):
+            order.pop(namespace, None)
+
     def _revive(self, record: Record) -> None:
         """Who enters a namespace that only a mount or a descriptor kept makes it live again."""
         record.ended_ns, record.how = None, ""
-        self._ended.pop(record.namespace, None)
+        self._forget(record.namespace)
+        if not record.live:
+            self._unmet[record.namespace] = None
 
     def observe(self, namespaces: Mapping[NamespaceId, Usage], now_ns: int) -> Figures:
         """Compare with a reading of all namespaces that have, or since the load had, a task. One caller at a time."""
@@ -195,19 +203,22 @@ class History:
         if not record.live:
             record.existed = record.made is None and self._looked_ns is None
             record.live = self._changed = True
-            self._unmet.pop(record.namespace, None)
+            self._forget(record.namespace)
         if record.ended_ns:
             self._revive(record)
+        record.met_ns = self.looked_ns
         self.counts.counted.discard(record.namespace)
 
     def _is_over(self, record: Record | None, used: Usage, namespace: NamespaceId) -> bool:
         """Tell whether a namespace without tasks has really ended.
 
         A task that was born into it, or entered it, after the pass had gone by has a row and was not counted: so where no
-        task is known to have left or exited, or more were born than exited, the next look decides.
+        task is known to have left or exited, or more came than went, the next look decides.
         """
-        gone = used.threads_exited > (record.exited if record else 0) or (record is not None and record.left is not None)
-        return namespace in self._quiet or (gone and used.threads_created <= used.threads_exited)
+        left = record is not None and record.left is not None
+        gone = left or used.threads_exited > (record.exited if record else 0)
+        came = used.threads_created + (record.entered if record else 0)
+        return namespace in self._quiet or (gone and came <= used.threads_exited + left)
 
     def _end(self, namespace: NamespaceId, used: Usage, now_ns: int) -> None:
         self.counts.counted.add(namespace)
@@ -220,13 +231,14 @@ class History:
             record.existed = self._looked_ns is None
         left = record.left.call.time_ns if record.left else 0
         after = max(filter(None, (self._looked_ns, record.made and record.made.call.time_ns)), default=None)
-        if left and used.threads_exited == record.exited:
+        if left > record.met_ns and used.threads_exited == record.exited:
             record.how, record.ended_ns = "left", (left, left)
         else:
             record.how, record.ended_ns = "exit" if used.threads_exited else "", (after, now_ns)
+        met = record.live is not None
         record.exited, record.live, self._changed = used.threads_exited, False, True
-        self._unmet.pop(namespace, None)
-        self._ended[namespace] = None
+        self._forget(namespace)
+        (self._passed if record.how == "left" and not met else self._ended)[namespace] = None
 
     def _end_unseen(self, namespaces: Mapping[NamespaceId, Usage], now_ns: int) -> None:
         """End what lived when an earlier agent was last heard of, and is in no row of programs loaded since."""

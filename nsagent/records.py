@@ -21,6 +21,8 @@ from nsagent.namespaces import NamespaceId, NamespaceKind
 
 log = logging.getLogger(__name__)
 
+FORKS: Final = frozenset({"clone", "clone3", "fork", "vfork"})
+FOR_CHILDREN: Final = (NamespaceKind.PID, NamespaceKind.TIME)  # unshare and setns move the caller's children, not the caller
 _ENTRIES: Final = 16  # the latest who entered, a namespace
 _VERSION: Final = 1
 
@@ -62,7 +64,8 @@ class Member(NamedTuple):
 
 @dataclass(slots=True)
 class Record:
-    """One namespace. Times are CLOCK_REALTIME ns; `exited` counts threads, as of the last look.
+    """One namespace. Times are CLOCK_REALTIME ns; `exited` counts threads, as of the last look. A look that began after
+    `met_ns` met a task in it: who left before that was not the last. It is not kept across agents.
 
     `existed`: it was there when the watch began. `live` is None while no look has met a task in it, as between unshare(1)
     of pid and the first fork. `ended_ns` is a span in which its last task went (`after` None: before the watch began);
@@ -78,6 +81,7 @@ class Record:
     born: int = 0
     left: Entry | None = None
     exited: int = 0
+    met_ns: int = 0
     live: bool | None = None
     ended_ns: tuple[int | None, int] | None = None
     how: str = ""
@@ -87,6 +91,13 @@ class Record:
     def state(self) -> str:
         """`live`, `ended`, or `new`: no task was seen in it yet."""
         return "ended" if self.ended_ns else "live" if self.live else "new"
+
+    @property
+    def entered(self) -> int:
+        """Tasks that came in by a call of their own, and were not born there: who made it by unshare, who joined."""
+        if self.namespace.kind in FOR_CHILDREN:
+            return 0
+        return self.joins + (self.made is not None and self.made.call.syscall not in FORKS)
 
     def to_json(self) -> dict[str, Any]:
         """Return what `from_json` reads; times in seconds, as in events."""
@@ -120,6 +131,7 @@ class Record:
             int(document["born"]),
             _entry_of(document["left"]) if document["left"] else None,
             int(document["threads_exited"]),
+            0,
             {"live": True, "ended": False, "new": None}[document["state"]],
             (None if ended["after"] is None else _ns(ended["after"]), _ns(ended["by"])) if ended else None,
             str(ended["how"]) if ended else "",

@@ -244,6 +244,65 @@ def test_memory_is_bounded_and_the_oldest_that_ended_go_first() -> None:
     assert history.observe(looked, 3) == Figures({new(UTS, 7): SECOND}, {UTS: 1}, {}, 10, 8)
 
 
+def test_a_loop_of_unshares_costs_no_record_of_what_somebody_lived_in() -> None:
+    history = History(INUMS, limit=20)
+    history.observe({HOST[UTS]: RUNNING}, 1)
+    box, gone = new(NET), new(NET, 3)
+    history.feed([event("unshare", (HOST[NET], gone), at=2)])
+    history.observe({HOST[UTS]: RUNNING, gone: Usage(threads_created=1, threads_exited=2)}, 3)
+    history.feed([event("unshare", (HOST[NET], box), at=4)])
+    last = HOST[UTS]
+    for number in range(10, 500):
+        history.feed([event("unshare", (last, new(UTS, number)), at=number)])
+        last = new(UTS, number)
+        if number % 100 == 0:
+            history.observe({HOST[UTS]: RUNNING, last: RUNNING}, number)
+    assert only(history, gone)["state"] == "ended"
+    assert only(history, box)["state"] == "new"
+    history.observe({HOST[UTS]: RUNNING, box: RUNNING}, 1000)
+    assert only(history, box)["created"]["time"] == 4 / 1e9
+    assert (len(list(history.read())), history.evicted) == (20, 490 + 3 - 20)
+
+
+def test_who_enters_what_was_only_passed_through_makes_it_one_of_the_others() -> None:
+    history = History(INUMS, limit=6)
+    first, second = new(UTS), new(UTS, 3)
+    history.observe({HOST[UTS]: RUNNING}, 1)
+    history.feed([event("unshare", (HOST[UTS], first), at=2), event("unshare", (first, second), at=3)])
+    history.feed([event("setns", (HOST[UTS], first), at=4)])
+    history.feed([event("unshare", (HOST[NET], new(NET, number)), at=number) for number in range(10, 13)])
+    history.observe({HOST[UTS]: RUNNING, first: RUNNING, second: RUNNING}, 20)
+    assert only(history, first)["joins"] == 1
+    assert only(history, first)["state"] == "live"
+
+
+def test_a_birth_behind_the_pass_in_a_namespace_whose_maker_has_exited_is_no_end() -> None:
+    """runc: who unshares has a child and exits. Where a pass saw neither, as many exited as were born, and one lives."""
+    history = History(INUMS)
+    history.observe({HOST[UTS]: RUNNING}, 1)
+    history.feed([event("unshare", (HOST[UTS], new(UTS)), at=2)])
+    born = Usage(threads_created=1, threads_exited=1)
+    assert history.observe({HOST[UTS]: RUNNING, new(UTS): born}, 3).ended == {}
+    assert history.unsettled
+    assert history.observe({HOST[UTS]: RUNNING, new(UTS): born._replace(threads=1)}, 4).ended == {}
+    assert history.observe({HOST[UTS]: RUNNING, new(UTS): born._replace(threads_exited=2)}, 5).ended == {UTS: 1}
+
+
+def test_who_left_before_a_later_look_met_others_there_did_not_end_it() -> None:
+    """A look that meets the last one as a zombie has counted its exit: the next finds no exit that is new."""
+    history = History(INUMS)
+    first, second = new(UTS), new(UTS, 3)
+    history.observe({HOST[UTS]: RUNNING}, SECOND)
+    history.feed([event("unshare", (HOST[UTS], first), at=2 * SECOND), event("unshare", (first, second), at=3 * SECOND)])
+    for at in (4, 5):
+        history.observe({HOST[UTS]: RUNNING, first: RUNNING._replace(threads_created=1, threads_exited=1)}, at * SECOND)
+    for at in (6, 7):
+        history.observe({HOST[UTS]: RUNNING, first: Usage(threads_created=1, threads_exited=1)}, at * SECOND)
+    ended = only(history, first)["ended"]
+    assert ended["how"] == "exit"
+    assert 5.0 <= ended["after"] <= ended["by"]
+
+
 def test_members_are_remembered_after_the_end() -> None:
     history = History(INUMS)
     history.observe({new(UTS): RUNNING}, 1)
