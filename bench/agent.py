@@ -40,10 +40,15 @@ class Agent:
         """
         return time.clock_gettime_ns((~self.pid << 3) | 2) / 1e6
 
-    def pss_mib(self) -> float:
-        """Return its proportional set size (smaps_rollup)."""
+    def pss_mb(self) -> float:
+        """Return its proportional set size (smaps_rollup), in 10**6 bytes."""
         lines = Path(f"/proc/{self.pid}/smaps_rollup").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+        return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) * 1024 / 1e6
+
+    def kernel_mb(self) -> float:
+        """Return the kernel memory that its descriptors and maps pin, as it says itself, in 10**6 bytes."""
+        lines = (line for line in self.scrape().splitlines() if line.startswith(b"nsagent_kernel_memory_bytes"))
+        return sum(float(line.split()[-1]) for line in lines) / 1e6
 
 
 @contextlib.contextmanager

@@ -33,19 +33,13 @@ def minutes(agent: Agent) -> list[float]:
     return spent
 
 
-def kernel_mib(exposition: bytes) -> float:
-    """Return the sum of nsagent_kernel_memory_bytes."""
-    lines = (line for line in exposition.splitlines() if line.startswith(b"nsagent_kernel_memory_bytes"))
-    return sum(float(line.split()[-1]) for line in lines) / (1 << 20)
-
-
 def measure() -> Result:
     """Let time pass, then add processes."""
     result = Result()
     with raised_file_limit(), running_agent() as agent:
         with cgroups(1000):
             result.add({"CPU a minute, 1,000 cgroups": minutes(agent), "cAdvisor": [CADVISOR_MS]}, "ms", "cAdvisor")
-            result.notes.append(f"Descriptors and maps of the agent pin {kernel_mib(agent.scrape()):.1f} MiB of the kernel.")
+            result.notes.append(f"Descriptors and maps of the agent pin {agent.kernel_mb():.1f} MB of the kernel.")
         times: dict[str, list[float]] = {"scrape, no process added": [], f"scrape, {PROCESSES:,} processes more": []}
         plain, crowded = times.values()
         for _ in range(2):  # in turns: a slow moment hits both

@@ -2,7 +2,7 @@
 in each: wall time, CPU of the agent (its process clock), samples. `all else` is the same agent before any cgroup was added.
 `gzip` is what a Prometheus asks for. `core alone` is an agent with --no-collector all. `bare reads` opens, reads and closes those
 files of the same cgroups that the agent reads, and does nothing with them: what a scrape in which nothing changed is measured
-against."""
+against. Memory is the agent's after the last scrape, in 10**6 bytes."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from nsagent.cgroups import v1, v2
 
 TITLE = "A scrape"
 ROUNDS = {0: 30, 100: 30, 1000: 30, 5000: 10}
+PSS_LIMITS_MB = {100: 45, 5000: 110}
+KERNEL_LIMITS_MB = {5000: 64}
 
 
 def hierarchies() -> list[Path]:
@@ -111,6 +113,12 @@ def measure_scrapes(agent: Agent, rounds: int) -> tuple[dict[str, list[float]], 
     return times, sum(not line.startswith(b"#") for line in agent.scrape().splitlines())
 
 
+def memory_of(agent: Agent, size: int) -> str:
+    """Say what memory the agent has, and its kernel memory, with their limits at so many cgroups."""
+    found = (("PSS", agent.pss_mb(), PSS_LIMITS_MB), ("kernel memory pinned", agent.kernel_mb(), KERNEL_LIMITS_MB))
+    return ", ".join(f"{what} {mb:.1f} MB" + (f" (limit {limits[size]})" if size in limits else "") for what, mb, limits in found)
+
+
 def read_bare(directories: list[tuple[int, list[str]]]) -> int:
     """Read the files of each directory; return how many there were."""
     done = 0
@@ -162,7 +170,7 @@ def measure() -> Result:
                 times, samples = measure_scrapes(agent, rounds)
                 series |= {f"{what}, {name}": values for what, values in times.items()}
                 worst = f"p99 {statistics.quantiles(times['wall'], n=100)[98]:.0f} ms"
-                result.notes.append(f"{name}: {samples:,} samples, {worst}, PSS of the agent {agent.pss_mib():.1f} MiB.")
+                result.notes.append(f"{name}: {samples:,} samples, {worst}, {memory_of(agent, size)}.")
                 if size == 1000:
                     with running_agent("--no-collector", "all") as core:
                         times, samples = measure_scrapes(core, rounds)
