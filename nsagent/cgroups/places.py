@@ -70,6 +70,11 @@ class Record:
         if name in self.files.get(part, {}):
             del self._change(part)[name]
 
+    def take_changed(self) -> frozenset[str]:
+        """Return the parts whose files changed since the last call."""
+        changed, self.changed = self.changed, _NOTHING
+        return changed
+
     def parse_again(self, part: str) -> None:
         """What the files of a part are parsed to may be otherwise by now."""
         self._change(part)

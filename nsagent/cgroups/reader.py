@@ -300,13 +300,12 @@ class Reader:
     def _settle(self, record: Record, above: float | None, *, counting: bool = False) -> float | None:
         """Bring the record's stats up to date; return its effective limit, which bounds its children's. `above`: its parent's."""
         fresh: dict[str, Any] = {}
-        for part in record.changed:
+        for part in record.take_changed():
             old = getattr(record.stats, part)
             new = self._parse(part, record.files, old, counting=counting)
             if new != old or part in record.lost:
                 new = self.falls.carry(record.lost, part, old, new, lambda: self._stands(record))
             fresh[part] = new
-        record.changed = frozenset()
         limit = above
         memory: MemoryStats | None = fresh.get("memory", record.stats.memory)
         if memory is not None and self._versions["memory"] == 2:
