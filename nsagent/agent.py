@@ -39,6 +39,7 @@ from nsagent.metrics import catalogue
 from nsagent.metrics.encode import Encoder
 from nsagent.metrics.process import Process
 from nsagent.node.node import QUEUE_FULL, open_node
+from nsagent.notify import Notifier
 from nsagent.patrol import ROUND_S, Patrol
 from nsagent.reload import Reloader
 from nsagent.sample import NodeSample
@@ -208,12 +209,15 @@ def _run(config: AgentConfig, read: Callable[[], AgentConfig], stack: contextlib
         str(bool(node.attached and node.attached.adopted)).lower(),
         time.monotonic() - started,
     )
+    notifier = Notifier()
+    notifier.ready(f"serving {server.address}")
     looked = time.monotonic()
     while (received := signal.sigtimedwait((*_SIGNALS, _RELOAD), ROUND_S)) is None or received.si_signo == _RELOAD:
         if received:
-            with contextlib.suppress(Exception):  # logged, and in the metric; the agent goes on as it was
+            with notifier.reloading(), contextlib.suppress(Exception):  # logged, and in the metric; it goes on as it was
                 reloader.reload()
             continue
+        notifier.alive()
         patrol.round()
         if time.monotonic() - looked >= TICK_S:
             watch.tick()
@@ -223,6 +227,7 @@ def _run(config: AgentConfig, read: Callable[[], AgentConfig], stack: contextlib
             looked = time.monotonic()
     number = received.si_signo
     stopping.set()
+    notifier.stopping()
     log.info("event=stopping signal=%s ephemeral=%s", signal.Signals(number).name, str(config.ephemeral).lower())
 
 

@@ -209,3 +209,21 @@ def test_the_textfile_is_what_a_scrape_has_without_the_process(world: list[str],
         wait_for(lambda: path.stat().st_ino != first, what="the next tick")
         agent.stop()
     assert os.listdir(directory) == []
+
+
+def test_a_service_manager_is_told(world: list[str], tmp_path: Path) -> None:
+    """When it serves, that it goes round, that it reads its settings, that it ends: sd_notify(3)."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(120)
+        environment = os.environ | {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "60000000"}
+        with running([*world], "--no-bpf", env=environment) as agent:
+            assert manager.recv(4096).decode() == f"READY=1\nSTATUS=serving {agent.facts['listen']}"
+            assert agent.get()
+            assert manager.recv(4096) == b"WATCHDOG=1"
+            agent.process.send_signal(signal.SIGHUP)
+            heard = iter(lambda: manager.recv(4096).decode(), "STOPPING=1")
+            assert next(each for each in heard if each != "WATCHDOG=1").startswith("RELOADING=1\n")
+            assert next(each for each in heard if each != "WATCHDOG=1") == "READY=1"
+            agent.stop()
+            assert [each for each in heard if each != "WATCHDOG=1"] == []

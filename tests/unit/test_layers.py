@@ -24,7 +24,7 @@ LAYERS = (  # from the bottom; a line may import what is above it here, and none
     {"runtimes"},
     {"sample"},
     {"metrics"},
-    {"web", "control", "doctor", "launch", "watch", "patrol", "reload", "textfile"},
+    {"web", "control", "doctor", "launch", "watch", "patrol", "reload", "textfile", "notify"},
     {"node"},
     {"agent"},
     {"cli"},
