@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "run": ("nsagent.cli.run", "run", "Run a command in namespaces and a cgroup of its own, and report what it used."),
     "ps": ("nsagent.cli.jobs_show", "ps", "List jobs."),
     "inspect": ("nsagent.cli.jobs_show", "inspect", "Print all that is known of a job, as JSON."),
+    "exec": ("nsagent.cli.exec", "exec_", "Run another command in a running job."),
     "logs": ("nsagent.cli.jobs_show", "logs", "Print what a detached job wrote."),
     "wait": ("nsagent.cli.jobs_control", "wait", "Wait until jobs have ended, and end as they have."),
     "stop": ("nsagent.cli.jobs_control", "stop", "End jobs: SIGTERM, later SIGKILL."),

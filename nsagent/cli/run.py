@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -12,7 +12,10 @@ from nsagent import jobs
 from nsagent.cli import entering, isolation, limiting
 from nsagent.cli.run_output import Output
 from nsagent.launch import descriptors, quantities
-from nsagent.launch.spec import RunSpec, read_capabilities
+from nsagent.launch.spec import RunSpec, read_capabilities, split_env
+
+if TYPE_CHECKING:
+    from nsagent.launch.stdio import Stdio
 
 EPILOG: Final = """\
 Exit codes: the command's own; 128+N when signal N ended it (out of memory: 137); 124 timeout; 125 nsagent could not
@@ -28,6 +31,7 @@ Examples:
   nsagent run --timeout 10m --report json --report-file r.json -- ./nightly
   nsagent run --sample 100ms --cpu-timeout 1h -- ./train         CPU and memory over time; an end after an hour of CPU
   nsagent run --report textfile:/var/lib/node_exporter --push http://127.0.0.1:9091 -- ./backup
+  nsagent run -t --rootfs ./debian -- bash                       a shell on a terminal of its own
   nsagent run -d --name web -- ./server                          leaves it running: nsagent ps, logs, exec, stop
   nsagent run --parent batch --cpus 1 --ulimit nofile=4096 --nice 10 -- ./sort
                                                                  within the limits of the cgroup `batch` too
@@ -61,10 +65,11 @@ def _option(name: str, metavar: str, help_text: str, **more: Any) -> Callable[[A
 @_option("push", "URL", "Push the report to a Pushgateway, such as http://127.0.0.1:9091.")
 @_option("sample", "TIME", "Keep CPU and memory over time, read every TIME, such as 100ms.")
 @_option("state-dir", "DIR", "Where jobs are registered.  [default: /run/nsagent, or one of the user's own]")
+@click.option("-t", "--tty", is_flag=True, help="Give CMD a terminal of its own, shown on this one.")
 @click.option("-d", "--detach", is_flag=True, help="Print the job's id and leave it running; see 'nsagent logs', 'nsagent wait'.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and do nothing.")
 @click.argument("argv", metavar="[--] [CMD [ARG]...]", nargs=-1, type=click.UNPROCESSED)
-def run(argv: tuple[str, ...], state_dir: str | None, detach: bool, dry_run: bool, **words: Any) -> int:
+def run(argv: tuple[str, ...], state_dir: str | None, detach: bool, tty: bool, dry_run: bool, **words: Any) -> int:
     """Run CMD (default: $SHELL) in namespaces and a cgroup of its own, and report what it used.
 
     CMD is PID 1 of a new PID namespace. When it ends, whatever it started ends too, and its cgroup goes.
@@ -85,13 +90,19 @@ def run(argv: tuple[str, ...], state_dir: str | None, detach: bool, dry_run: boo
         if detach:
             from nsagent.launch import detach as detaching
 
-            click.echo(detaching.start(spec, directory, output.tell, output.fds))
+            click.echo(detaching.start(spec, directory, output.tell, keep=output.fds, terminal=tty))
             return 0
         from nsagent.launch import launcher
 
-        result = launcher.run(spec, directory)
+        result = launcher.run(spec, directory, stdio=_on_terminal if tty else None)
         output.tell(result)
     return result.exit_code
+
+
+def _on_terminal(_job: jobs.JobRecord) -> Stdio:
+    from nsagent.launch.pseudoterminal import OnTerminal
+
+    return OnTerminal()
 
 
 def make_spec(argv: tuple[str, ...], words: dict[str, Any]) -> RunSpec:
@@ -119,11 +130,3 @@ def make_spec(argv: tuple[str, ...], words: dict[str, Any]) -> RunSpec:
         stop_timeout_ns=quantities.parse_duration(words["stop_timeout"], "--stop-timeout"),
         sample_ns=duration("sample"),
     )
-
-
-def split_env(word: str) -> tuple[str, str] | None:
-    """Return (name, value) of NAME=VALUE, or of NAME with the value here; None where a NAME to pass on is not set."""
-    name, given, value = word.partition("=")
-    if given:
-        return name, value
-    return (name, os.environ[name]) if name in os.environ else None

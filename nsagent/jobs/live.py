@@ -51,7 +51,7 @@ class JobFile:
 
     def finish(self, **changes: Any) -> None:
         """Write the last record among the ended jobs, then drop the live one: a crash between them loses nothing."""
-        self.record = dataclasses.replace(self.record, **changes)
+        self.record = dataclasses.replace(self.record, **changes, given={})
         os.close(_write_locked(os.path.join(self._directory, "ended"), self.record))
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(self._directory, f"{self.record.id}.json"))

@@ -21,7 +21,7 @@ class JobRecord:
     `cgroup` is the path below the root of each hierarchy, or "" where the job has none. `outcome`, `end` and
     `exit_code` are None until it ended; an outcome is success, failure, signal, oom, timeout, launch_error, or
     abandoned (the launcher was killed: there is no exit code, and no report). `report` is the whole one (docs/report.md);
-    it is empty where CMD never ran.
+    it is empty where CMD never ran. `given` is what CMD may do and begins with, while it runs (nsagent.launch.inside).
     """
 
     id: str
@@ -39,6 +39,7 @@ class JobRecord:
     exit_code: int | None = None
     reason: str = ""
     report: dict[str, Any] = field(default_factory=dict)
+    given: dict[str, Any] = field(default_factory=dict)
 
 
 def default_state_dir() -> str:

@@ -17,17 +17,21 @@ from nsagent.launch.spec import RunSpec
 from nsagent.launch.stdio import Logged
 
 
-def start(spec: RunSpec, state_dir: str, tell: Callable[[RunResult], None], keep: Iterable[int] = ()) -> str:
+def start(
+    spec: RunSpec, state_dir: str, tell: Callable[[RunResult], None], *, keep: Iterable[int] = (), terminal: bool = False
+) -> str:
     """Start a job and return its id as soon as CMD runs. `tell` is called with its result, in the supervisor.
 
-    The supervisor has a session of its own, no terminal, and no descriptors of ours but `keep`. Call this in a process without
-    threads. Raises: LaunchError, with the exit code, where the job did not come so far.
+    The supervisor has a session of its own, no terminal, and no descriptors of ours but `keep`. `terminal`: CMD has one, that
+    nobody types at. Call this in a process without threads.
+
+    Raises: LaunchError, with the exit code, where the job did not come so far.
     """
     answer, end = os.pipe()
     if os.fork() == 0:
         try:
             os.setsid()
-            _supervise(spec, state_dir, tell, end, keep)
+            _supervise(spec, state_dir, tell, end=end, keep=keep, terminal=terminal)
         finally:
             os._exit(125)
     os.close(end)
@@ -41,7 +45,9 @@ def start(spec: RunSpec, state_dir: str, tell: Callable[[RunResult], None], keep
     raise LaunchError(found["message"], stage="detach", exit_code=found["exit_code"], hint=found["hint"])
 
 
-def _supervise(spec: RunSpec, state_dir: str, tell: Callable[[RunResult], None], end: int, keep: Iterable[int]) -> NoReturn:
+def _supervise(
+    spec: RunSpec, state_dir: str, tell: Callable[[RunResult], None], *, end: int, keep: Iterable[int], terminal: bool
+) -> NoReturn:
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
@@ -58,7 +64,7 @@ def _supervise(spec: RunSpec, state_dir: str, tell: Callable[[RunResult], None],
 
     def make_stdio(job: JobRecord) -> Logged:
         logs.append(log.Log(state_dir, job.id))
-        return Logged(logs[0].write)
+        return Logged(logs[0].write, terminal=terminal)
 
     try:
         tell(launcher.run(spec, state_dir, stdio=make_stdio, started=lambda job: answer(id=job.id)))

@@ -14,6 +14,7 @@
                                                     mounts, loopback, hostname, directory
                       <---------- failed ---------- any step that failed: stage, call, errno, path; and _exit
                       <------- end of file -------- execve closed the channel: CMD runs
+                      <---------- began ----------- only with --init, which keeps the channel: CMD runs
                       <---------- ended ----------- only with --init: the wait status of CMD
 
 Where namespaces are joined or clocks set (nsagent.launch.entry), the child of the clone3 is a process in between: after
@@ -49,13 +50,17 @@ class Failed(NamedTuple):
     path: str
 
 
+class Began(NamedTuple):
+    """CMD runs, unless there was a `Failed` before; the init that started it keeps the channel."""
+
+
 class Ended(NamedTuple):
     """CMD ended with this wait status (wait(2)); the init that reaped it is about to end too."""
 
     status: int
 
 
-Message = Ready | Failed | Ended
+Message = Ready | Failed | Began | Ended
 
 
 def encode(message: Message) -> bytes:
@@ -63,6 +68,8 @@ def encode(message: Message) -> bytes:
     match message:
         case Ready():
             body = b"R"
+        case Began():
+            body = b"B"
         case Ended(status):
             body = b"E%d" % status
         case Failed(stage, call, errno, path):
@@ -112,6 +119,8 @@ def _decode(body: bytes) -> Message:
     match body[:1]:
         case b"R":
             return Ready()
+        case b"B":
+            return Began()
         case b"E":
             return Ended(int(body[1:]))
         case b"F":

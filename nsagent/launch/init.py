@@ -10,7 +10,7 @@ from typing import NoReturn
 from nsagent import libc
 from nsagent.launch.descriptors import close_from
 from nsagent.launch.execute import Command, execute
-from nsagent.launch.handshake import Ended, Step, send
+from nsagent.launch.handshake import Began, Ended, Step, send
 from nsagent.launch.signals import SI_KERNEL
 
 
@@ -24,6 +24,8 @@ def run_under_init(command: Command, channel: int, step: Step) -> NoReturn:
     taken = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
     signal.pthread_sigmask(signal.SIG_BLOCK, taken)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, children would vanish without a status
+    step("init", "pipe")
+    executed, executing = os.pipe()  # close-on-exec
     step("init", "fork")
     pid = os.fork()
     if pid == 0:
@@ -33,6 +35,9 @@ def run_under_init(command: Command, channel: int, step: Step) -> NoReturn:
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):  # or a reader of CMD's pipe would wait for us too
         os.dup2(null, fd)
+    os.close(executing)
+    os.read(executed, 1)  # its end: CMD runs, or its failure has been sent
+    send(channel, Began())
     keep = os.dup2(channel, 3)
     close_from(4)
     libc.prctl(libc.PR_SET_NAME, ctypes.addressof(ctypes.create_string_buffer(b"nsagent-init")))

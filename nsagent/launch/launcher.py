@@ -15,13 +15,15 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from nsagent import jobs
 from nsagent.cgroups.group import Group
 from nsagent.cgroups.layout import Layout, read_layout
 from nsagent.errors import AccessError, LaunchError, NsagentError, UnsupportedError, UsageError, VanishedError
-from nsagent.launch import child, idmaps, joining, measure, prepare, tuning
+from nsagent.launch import child, idmaps, inside, joining, measure, prepare, tuning
 from nsagent.launch.clone import clone3
+from nsagent.launch.entry import adopt
 from nsagent.launch.handshake import RELEASE
 from nsagent.launch.orphans import Orphans
 from nsagent.launch.prepare import child_plan, id_maps
@@ -272,7 +274,7 @@ class _Launch:
                 self._group.close()
         try:
             if entry is not None:
-                pid, pidfd = _adopt(pid, pidfd, born)
+                pid, pidfd = adopt(pid, pidfd, born)
             supervisor = Supervisor(
                 pid,
                 pidfd,
@@ -289,7 +291,7 @@ class _Launch:
             if maps is not None:
                 idmaps.write(pid, maps)
             self._notes += tuning.prepare(pid, spec.tuning, best_effort=spec.best_effort)
-            self._register(pid)
+            self._register(pid, inside.give(plan, spec))
             os.write(release, RELEASE)
             with self._alarms(supervisor) as alarms:
                 ending = supervisor.wait(alarms)
@@ -327,13 +329,13 @@ class _Launch:
         finally:
             meter.close()
 
-    def _register(self, pid: int) -> None:
+    def _register(self, pid: int, given: dict[str, Any]) -> None:
         try:
             self._namespaces = measure.read_namespaces(pid, self._spec.joined)
         except VanishedError as exc:
             raise LaunchError("the child was killed before it ran CMD", stage="handshake") from exc
         inums = {kind: ref.inum for kind, ref in self._namespaces.items()}
-        self._job.update(pid=pid, start_ticks=measure.read_start_ticks(pid), namespaces=inums)
+        self._job.update(pid=pid, start_ticks=measure.read_start_ticks(pid), namespaces=inums, given=given)
 
     def _kill(self, pidfd: int) -> None:
         if self._group is not None:
@@ -360,19 +362,6 @@ class _Launch:
 def _close(fds: list[int]) -> None:
     for fd in fds:
         os.close(fd)
-
-
-def _adopt(pid: int, pidfd: int, born: int) -> tuple[int, int]:
-    """Return (pid, pidfd) of the child that the process in between has made; its own where it made none, and will tell why.
-
-    Nobody but us waits for the child, so that its pid is nobody else's.
-    """
-    text = os.read(born, 32)
-    if not text:
-        return pid, pidfd
-    os.waitpid(pid, 0)
-    os.close(pidfd)
-    return int(text), os.pidfd_open(int(text))
 
 
 def _clone(spec: RunSpec, cgroup_fd: int | None, in_between: bool) -> tuple[int, int]:

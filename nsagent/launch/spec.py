@@ -157,3 +157,11 @@ def read_capabilities(procfs: str = "/proc") -> int:
             if line.startswith("CapEff:"):
                 return int(line.split()[1], 16)
     return 0
+
+
+def split_env(word: str) -> tuple[str, str] | None:
+    """Return (name, value) of NAME=VALUE, or of NAME with the value here; None where a NAME to pass on is not set."""
+    name, given, value = word.partition("=")
+    if given:
+        return name, value
+    return (name, os.environ[name]) if name in os.environ else None

@@ -14,6 +14,8 @@ from nsagent.launch.handshake import Step
 
 _PIECE: Final = 1 << 16
 
+Press = Callable[[int, int], None]  # a key has sent this signal to this process group
+
 
 class StdioPlan(NamedTuple):
     """The descriptors that become 0, 1 and 2. `session`: they are a terminal, and CMD leads a session on it."""
@@ -56,11 +58,8 @@ class Stdio(Protocol):
     def plan(self) -> StdioPlan:
         """The child's part."""
 
-    def begin(self, press: Callable[[int], None]) -> Sequence[Relay]:
-        """CMD has its ends: close ours of them, and return what is to be waited for.
-
-        `press` is told of a signal that a key has sent to CMD's process group.
-        """
+    def begin(self, press: Press) -> Sequence[Relay]:
+        """CMD has its ends: close ours of them, and return what is to be waited for. `press` is told of keys."""
 
     def resize(self) -> None:
         """Our terminal has another size now."""
@@ -101,15 +100,18 @@ class Source:
 
 
 class Logged:
-    """CMD reads nothing, and what it writes goes to `write`, its errors too: the order is theirs. Implements Stdio."""
+    """CMD reads nothing, and what it writes goes to `write`, its errors too: the order is theirs. Implements Stdio.
 
-    def __init__(self, write: Callable[[bytes], None]) -> None:
-        source, self._end = os.pipe()
+    With `terminal` it has one that nobody types at.
+    """
+
+    def __init__(self, write: Callable[[bytes], None], *, terminal: bool = False) -> None:
+        source, self._end = os.openpty() if terminal else os.pipe()
         self._null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        self.plan = StdioPlan((self._null, self._end, self._end))
+        self.plan = StdioPlan((self._end if terminal else self._null, self._end, self._end), session=terminal)
         self._source = Source(source, write)
 
-    def begin(self, press: Callable[[int], None]) -> Sequence[Relay]:
+    def begin(self, press: Press) -> Sequence[Relay]:
         """See Stdio."""
         self._close_ends()
         return (self._source,)

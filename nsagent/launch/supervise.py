@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from nsagent.cgroups.meter import Meter
 from nsagent.errors import LaunchError, UnsupportedError
-from nsagent.launch.handshake import Decoder, Ended, Failed, Ready
+from nsagent.launch.handshake import Began, Decoder, Ended, Failed, Ready
 from nsagent.launch.signals import HARMLESS, STOPPING, Inbox, Received, Terminal, read_disposition
 from nsagent.launch.stdio import Stdio
 
@@ -91,6 +91,7 @@ class Supervisor:
         self._kill = kill
         self._pid_one = pid_one
         self._decoder = Decoder()
+        self._begun = False
         self._running = False  # the channel was closed: by execve, or by an end
         self._failure: Failed | None = None
         self._command_status: int | None = None
@@ -167,15 +168,22 @@ class Supervisor:
             for message in self._decoder.feed(data):
                 if isinstance(message, Failed):
                     self._failure = message
+                elif isinstance(message, Began):
+                    self._begin()
                 elif isinstance(message, Ended):
                     self._command_status = message.status
             if not data:
                 self._running = True
                 self._poll.unregister(self._channel)
-                if self._failure is None:
-                    self._started()
+                self._begin()
             elif not select.select([self._channel], [], [], 0)[0]:
                 break
+
+    def _begin(self) -> None:
+        """CMD runs, as the end of the channel says or before that an init; unless it failed."""
+        if self._failure is None and not self._begun:
+            self._begun = True
+            self._started()
 
     def _take(self, received: Received) -> None:
         if received.number == signal.SIGCHLD:
@@ -208,9 +216,10 @@ class Supervisor:
         if not has_it:
             self._signal(number)
 
-    def _pressed(self, number: int) -> None:
-        """Do for a PID 1 what its terminal's key does not; CMD's group has the signal already."""
-        self.send(number, has_it=True)
+    def _pressed(self, number: int, group: int) -> None:
+        """Do for a PID 1 what its terminal's key does not; its group has the signal already."""
+        if group == self._pid:
+            self.send(number, has_it=True)
 
     def _signal(self, number: int) -> None:
         try:

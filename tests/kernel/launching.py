@@ -58,6 +58,13 @@ class Jobs:
         assert process.stdout.readline() == "ready\n"
         return name, process
 
+    def detach(self, *args: str) -> tuple[str, dict[str, Any]]:
+        """Start a detached job; return its name and its record, when CMD runs."""
+        name, argv = self.argv("--detach", *args)
+        job_id = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=True).stdout
+        record: dict[str, Any] = json.loads((self.state / "jobs" / f"{job_id.rstrip()}.json").read_text())
+        return name, record
+
     def command(self, name: str, *args: str, **run: Any) -> subprocess.CompletedProcess[str]:
         """Run a command about jobs, such as ``ps``, in the same state directory."""
         return support.run_nsagent(name, "--state-dir", str(self.state), *args, **run)

@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nsagent.launch.handshake import Decoder, Ended, Failed, Message, Ready, encode
+from nsagent.launch.handshake import Began, Decoder, Ended, Failed, Message, Ready, encode
 
 words = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=40)
 paths = st.binary(max_size=300).map(lambda raw: raw.replace(b"\0", b"/").decode("utf-8", "surrogateescape"))
 messages = st.one_of(
     st.just(Ready()),
+    st.builds(Began),
     st.builds(Ended, st.integers(0, 0xFFFF)),
     st.builds(Failed, words, words, st.integers(0, 133), paths),
 )

@@ -1,0 +1,128 @@
+"""`nsagent exec`: in the job's namespaces and cgroup, and with nothing more than its CMD may."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import support
+from tests.kernel.launching import KINDS, Jobs
+
+pytestmark = pytest.mark.kernel
+
+ALIKE = ("Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp")
+
+
+@contextlib.contextmanager
+def job(jobs: Jobs, *args: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A job that runs; stopped in the end."""
+    name, record = jobs.detach(*args)
+    yield name, record
+    assert jobs.command("rm", "--force", name).returncode == 0
+    assert jobs.cgroups(name) == []
+
+
+def inside(jobs: Jobs, name: str, *words: str, options: tuple[str, ...] = (), **run: Any) -> subprocess.CompletedProcess[str]:
+    return jobs.command("exec", *options, name, "--", *words, **run)
+
+
+def status(text: str) -> dict[str, str]:
+    return {key: " ".join(value.split()) for key, _, value in (line.partition(":") for line in text.splitlines()) if key in ALIKE}
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        [],
+        ["--isolate", "all"],
+        ["--isolate", "none"],
+        ["--user", "nobody", "--cap-drop", "ALL"],
+        ["--privileged"],
+        ["--init", "--cap-add", "SYS_ADMIN"],
+        ["--isolate", "mnt,pid,net", "--seccomp", "unconfined"],
+    ],
+    ids=" ".join,
+)
+def test_it_is_where_and_may_what_the_job_may(jobs: Jobs, args: list[str]) -> None:
+    with job(jobs, *args, "--", "sleep", "1000") as (name, record):
+        pid = record["pid"]
+        theirs = "1"
+        if "--init" in args:
+            (pid,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            theirs = "2"
+        elif args == ["--isolate", "none"]:
+            theirs = str(pid)
+        done = inside(jobs, name, "cat", "/proc/self/status", f"/proc/{theirs}/status")
+        assert done.returncode == 0, done.stderr
+        mine, separator, of_command = done.stdout.partition("\nName:\tsleep\n")
+        assert separator
+        assert status(mine) == status(of_command)
+        assert len(status(mine)) == len(ALIKE)
+        links = inside(jobs, name, "readlink", *(f"/proc/self/ns/{kind}" for kind in KINDS))
+        assert links.stdout.splitlines() == [os.readlink(f"/proc/{pid}/ns/{kind}") for kind in KINDS]
+
+
+def test_it_is_counted_and_limited_as_the_job(jobs: Jobs) -> None:
+    with job(jobs, "--memory", "60M", "--", "sleep", "1000") as (name, record):
+        script = "import sys; print('ready', flush=True); sys.stdin.read()"
+        argv = [*support.nsagent_argv(), "exec", "--state-dir", str(jobs.state), name, "python3", "-c", script]
+        with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            for cgroup in jobs.cgroups(name):
+                assert len((cgroup / "cgroup.procs").read_text().split()) == 2, cgroup
+            process.communicate(timeout=60)
+        assert inside(jobs, name, "python3", "-c", "bytearray(200 << 20)").returncode == 137
+        assert Path(f"/proc/{record['pid']}").exists()  # the job itself goes on
+
+
+def test_what_it_is_given(jobs: Jobs) -> None:
+    with job(jobs, "--clean-env", "--env", "A=1", "--env", "PATH=/usr/bin:/bin", "--workdir", "/usr", "--", "sleep", "1000") as (
+        name,
+        _,
+    ):
+        done = inside(jobs, name, "sh", "-c", "echo $A $B $HOME; pwd; cat", options=("--env", "B=2"), stdin="typed")
+        assert done.stdout == "1 2\n/usr\ntyped"
+        assert inside(jobs, name, "pwd", options=("--workdir", "/etc")).stdout == "/etc\n"
+
+
+def test_exit_codes(jobs: Jobs) -> None:
+    with job(jobs, "--", "sleep", "1000") as (name, record):
+        assert inside(jobs, name, "sh", "-c", "exit 6").returncode == 6
+        assert inside(jobs, name, "sh", "-c", "kill -USR1 $$").returncode == 138
+        assert inside(jobs, name, "nosuch-command").returncode == 127
+        assert inside(jobs, name, "/etc").returncode == 126
+        assert jobs.command("exec", name).returncode == 2
+        assert jobs.command("exec", "nosuch", "true").returncode == 125
+        assert jobs.command("pause", name).returncode == 0
+        paused = inside(jobs, name, "true")
+        assert (paused.returncode, "is paused" in paused.stderr) == (125, True)
+        assert jobs.command("resume", name).returncode == 0
+        argv = [*support.nsagent_argv(), "exec", "--state-dir", str(jobs.state), name, "sh", "-c", "echo ready; exec sleep 1000"]
+        with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            assert jobs.command("stop", name).returncode == 0  # with its PID 1 the job ends
+            process.communicate(timeout=60)
+            assert process.returncode == 137
+        ended = inside(jobs, name, "true")
+        assert (ended.returncode, "does not run" in ended.stderr) == (125, True)
+        assert "given" not in jobs.command("inspect", record["id"]).stdout
+
+
+def test_signals_are_passed_on(jobs: Jobs) -> None:
+    with job(jobs, "--", "sleep", "1000") as (name, _):
+        script = 'trap "exit 9" TERM; echo ready; while :; do sleep 0.05; done'
+        argv = [*support.nsagent_argv(), "exec", "--state-dir", str(jobs.state), name, "sh", "-c", script]
+        with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            process.terminate()
+            process.communicate(timeout=60)
+            assert process.returncode == 9
