@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from nsagent import jobs
-from nsagent.cli import entering, isolation, limiting
+from nsagent.cli import entering, isolation, jobfile, limiting
 from nsagent.cli.run_output import Output
 from nsagent.launch import descriptors, quantities
 from nsagent.launch.spec import RunSpec, read_capabilities, split_env
@@ -35,6 +35,7 @@ Examples:
   nsagent run -d --name web -- ./server                          leaves it running: nsagent ps, logs, exec, stop
   nsagent run --parent batch --cpus 1 --ulimit nofile=4096 --nice 10 -- ./sort
                                                                  within the limits of the cgroup `batch` too
+  nsagent run -f nightly.toml --memory 2G                        a job of a file, with more memory
   nsagent run --dry-run --io-max /dev/vda:wbps=10M -- dd ...     what would be done
   nsagent run                                                    a shell in namespaces of its own
 """
@@ -45,6 +46,7 @@ def _option(name: str, metavar: str, help_text: str, **more: Any) -> Callable[[A
 
 
 @click.command(epilog=EPILOG, context_settings={"allow_interspersed_args": False})
+@jobfile.option
 @_option("name", "NAME", "Name of the job.  [default: base name of CMD]")
 @entering.options
 @_option("hostname", "NAME", "Host name inside.")
@@ -69,13 +71,27 @@ def _option(name: str, metavar: str, help_text: str, **more: Any) -> Callable[[A
 @click.option("-d", "--detach", is_flag=True, help="Print the job's id and leave it running; see 'nsagent logs', 'nsagent wait'.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and do nothing.")
 @click.argument("argv", metavar="[--] [CMD [ARG]...]", nargs=-1, type=click.UNPROCESSED)
-def run(argv: tuple[str, ...], state_dir: str | None, detach: bool, tty: bool, dry_run: bool, **words: Any) -> int:
+@click.pass_obj
+def run(
+    file: jobfile.JobFile | None,
+    /,
+    argv: tuple[str, ...],
+    *,
+    state_dir: str | None,
+    detach: bool,
+    tty: bool,
+    dry_run: bool,
+    **words: Any,
+) -> int:
     """Run CMD (default: $SHELL) in namespaces and a cgroup of its own, and report what it used.
 
     CMD is PID 1 of a new PID namespace. When it ends, whatever it started ends too, and its cgroup goes.
     With --detach it reads nothing, 'nsagent logs' has what it writes and 'nsagent inspect' its report.
     """
     descriptors.open_standard()
+    if file is not None:
+        argv = argv or file.command
+        file.check(lambda tried: make_spec(argv, tried), words)
     spec = make_spec(argv, words).for_capabilities(read_capabilities())
     if dry_run:
         from nsagent.cgroups.layout import read_layout
