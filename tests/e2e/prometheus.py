@@ -70,6 +70,11 @@ class Prometheus:
         (found,) = self.query(expression)
         return float(found["value"][1])
 
+    def alerts(self) -> list[dict[str, Any]]:
+        """Return the alerts that fire, or will after the time they have to last."""
+        found: list[dict[str, Any]] = json.loads(self._get("/api/v1/alerts"))["data"]["alerts"]
+        return found
+
     def trouble(self) -> str:
         """Return what is wrong with the last scrape of each target."""
         targets = json.loads(self._get("/api/v1/targets"))["data"]["activeTargets"]
@@ -89,9 +94,9 @@ class Prometheus:
 
 
 @contextlib.contextmanager
-def running(directory: Path, target: str, interval: int = 1) -> Iterator[Prometheus]:
-    """Run a Prometheus that keeps its data below `directory` and scrapes `target` every `interval` s."""
-    (directory / "prometheus.yml").write_text(_CONFIG.format(target=target, interval=interval))
+def running(directory: Path, target: str, interval: int = 1, *, config: str = _CONFIG) -> Iterator[Prometheus]:
+    """Run a Prometheus that keeps its data below `directory` and scrapes `target` every `interval` s, or as `config` says."""
+    (directory / "prometheus.yml").write_text(config.format(target=target, interval=interval))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests import debian
-from tests.engine import pods, rootfs
+from tests.engine import cni, pods, rootfs
 from tests.support import remove_cgroups, unique_name, wait_for
 
 PROGRAMS = ("containerd", "ctr", "runc")
@@ -31,6 +31,9 @@ disabled_plugins = [{1}]
   restrict_oom_score_adj = true  # else runc needs CAP_SYS_RESOURCE
   disable_tcp_service = true
   stream_server_address = "127.0.0.1"
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "{0}/cni/bin"
+    conf_dir = "{0}/cni/conf"
 """
 
 
@@ -53,6 +56,7 @@ class Containerd:
         (directory / "config.toml").write_text(
             _CONFIG.format(directory, "" if cri else '"io.containerd.grpc.v1.cri"', pods.IMAGE)
         )
+        cni.install(directory / "cni")
         self.process = subprocess.Popen(
             ["containerd", "--config", str(directory / "config.toml")],
             env=self._environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=(directory / "log").open("w"),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 IMAGE: Final = "docker.io/nsagent-test/waiter:1"
-_NODE: Final = 2  # NamespaceMode: the host's network, which needs no CNI plugin
+_POD, _NODE = 0, 2  # NamespaceMode: a network of the pod's own, which a CNI plugin makes, or the host's
 
 
 def field(number: int, value: bytes | str | int) -> bytes:
@@ -63,13 +63,29 @@ class Pods:
         answer = bytes(self._channel.unary_unary(f"/runtime.v1.RuntimeService/{method}")(request, timeout=120))
         return answer[2 : 2 + answer[1]].decode() if len(answer) > 1 and answer[0] == 0x0A else ""
 
-    def run(self, parent: str, uid: str, pod: str, namespace: str, container: str) -> tuple[str, str]:
-        """Start a pod of one container, its cgroups below `parent`; return the ids of sandbox and container."""
+    def run(
+        self,
+        parent: str,
+        uid: str,
+        pod: str,
+        namespace: str,
+        container: str,
+        *,
+        network: bool = False,
+        argument: str = "",
+        resources: tuple[int, int, int, int] = (0, 0, 0, 0),
+    ) -> tuple[str, str]:
+        """Start a pod of one container, its cgroups below `parent`; return the ids of sandbox and container.
+
+        `network`: one of its own (cni.py). `resources`: CPU period and quota in usec, shares, memory limit in bytes; 0: none.
+        """
         metadata = field(1, pod) + field(2, uid) + field(3, namespace)
-        linux = field(1, parent) + field(2, field(1, field(1, _NODE)))
+        linux = field(1, parent) + field(2, field(1, field(1, _POD if network else _NODE)))
         config = field(1, metadata) + field(8, linux)
         sandbox = self._call("RunPodSandbox", field(1, config))
         made = field(1, field(1, container)) + field(2, field(1, IMAGE)) + field(3, "/bin/waiter")
+        made += field(4, argument) if argument else b""
+        made += field(15, field(1, b"".join(field(number, value) for number, value in enumerate(resources, 1))))
         number = self._call("CreateContainer", field(1, sandbox) + field(2, made) + field(3, config))
         self._call("StartContainer", field(1, number))
         return sandbox, number

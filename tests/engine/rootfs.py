@@ -8,8 +8,14 @@ from pathlib import Path
 
 from tests.support import require
 
-# Waits for a signal; with an argument it ends at once.
-_WAITER = "int pause(void); int main(int argc, char **argv) { while (argc == 1) pause(); return 0; }"
+# Waits for a signal; with an argument it ends at once, with "spin" it uses what CPU it gets.
+_WAITER = """
+int pause(void);
+int main(int argc, char **argv) {
+    while (argc > 1 && argv[1][0] == 's') ;
+    while (argc == 1) pause();
+    return 0;
+}"""
 
 
 def make(directory: Path) -> Path:
