@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "resume": ("nsagent.cli.jobs_control", "resume", "Let paused jobs go on."),
     "rm": ("nsagent.cli.jobs_control", "rm", "Forget jobs that ended."),
     "enter": ("nsagent.cli.enter", "enter", "Run a command, or a shell, in the namespaces of a process or job."),
+    "cgroup": ("nsagent.cli.cgroup", "cgroup", "Show the controllers of this host, and its cgroups with limits and use."),
     "unshare": ("nsagent.cli.unshare", "unshare", "Run a command after unshare(2) of the namespaces named."),
     "agent": ("nsagent.cli.agent", "agent", "Account every namespace and cgroup of this node, and serve the metrics."),
     "metrics": ("nsagent.cli.metrics", "metrics", "Print one scrape of the running agent."),

@@ -12,8 +12,12 @@ from nsagent import cli
 from nsagent.errors import AccessError, NsagentError, UnsupportedError, UsageError
 from tests.support import nsagent_argv, run_nsagent
 
+GROUPS = {"bpf", "cgroup"}
 
-@pytest.mark.parametrize("name", [*(n for n in cli.COMMANDS if n != "bpf"), "bpf status", "bpf unload"])
+
+@pytest.mark.parametrize(
+    "name", [*(n for n in cli.COMMANDS if n not in GROUPS), "bpf status", "bpf unload", "cgroup controllers", "cgroup tree"]
+)
 def test_each_command_loads_and_has_examples(name: str) -> None:
     done = run_nsagent(*name.split(), "--help")
     assert done.returncode == 0, done.stderr
