@@ -39,6 +39,7 @@ FLAGS: Final = {  # what each field of AgentConfig is called where people see it
     "findings_off": "finding-off",
     "runtimes": "runtime",
     "label_allow": "label-allow",
+    "bpf_stats": "bpf-stats",
     "web_config_file": "web.config.file",
     "web_lifecycle": "web.enable-lifecycle",
     "cgroup_include": "cgroup-include",
@@ -76,6 +77,7 @@ class AgentConfig:
     rate: int = 0
     runtimes: tuple[str, ...] = ()  # Unix sockets, see nsagent.runtimes
     label_allow: tuple[str, ...] = ()  # patterns
+    bpf_stats: bool = False
     log_level: str = "info"
     socket_path: str = ""
     web_config_file: str = ""

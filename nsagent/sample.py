@@ -129,6 +129,7 @@ class NodeSample:
     workloads: Workloads | None = None  # None: nobody who counts jobs
     files: FileFigures | None = None
     maps: tuple[MapFigures, ...] = ()
+    program_runs: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # by program: how many, and how long in all, ns
     reload: Reload | None = None  # None: nobody who reads settings anew
     collectors: Mapping[str, Outcome] = field(default_factory=dict)
 
@@ -367,6 +368,7 @@ class Sampler:
         usage: UsageSource | None = None,
         counts: Callable[[], SyscallCounts] | None = None,
         maps: Callable[[], tuple[MapFigures, ...]] | None = None,
+        program_runs: Callable[[], Mapping[str, tuple[int, int]]] | None = None,
         history: History | None = None,
         findings: Callable[[], Mapping[str, int]] | None = None,
         namespace_figures: Callable[[], NodeFigures] | None = None,
@@ -385,6 +387,7 @@ class Sampler:
         self._has_cgroup_usage = cgroup_usage
         self._read_counts = counts
         self._read_maps = maps
+        self._read_runs = program_runs
         self._history = history
         self._read_findings = findings
         self._read_workloads = workloads
@@ -424,6 +427,7 @@ class Sampler:
         figures = self._collect("namespaces", self._read_namespaces) if self._read_namespaces else None
         counts = self._collect("syscalls", self._read_counts) if self._read_counts else None
         maps = self._collect("bpf_maps", self._read_maps) if self._read_maps else None
+        runs = self._collect("bpf_programs", self._read_runs) if self._read_runs else None
         findings = self._read_findings() if self._read_findings else {}  # before `observe`, which saves what is shown
         now, time_ns = time.monotonic_ns(), time.time_ns()
         ended = self._only_selected(self._ends.ended()) if self._ends and stats is not None else {}
@@ -457,6 +461,7 @@ class Sampler:
             workloads=self._collect("workloads", self._read_workloads) if self._read_workloads else None,
             files=source.files() if source else None,
             maps=maps or (),
+            program_runs=runs or {},
             reload=self.reload(),
             collectors=self._outcomes,
         )

@@ -134,6 +134,7 @@ def _make_settings(flags: Mapping[str, Any]) -> config.AgentConfig:
         rate=flags["rate"],
         runtimes=() if flags["no_runtimes"] else flags["runtime"],
         label_allow=flags["label_allow"],
+        bpf_stats=flags["bpf_stats"],
         log_level=flags["log_level"],
         socket_path=socket_path,
         web_config_file=os.path.abspath(flags["web_config_file"]) if flags["web_config_file"] else "",
@@ -206,6 +207,7 @@ _SOURCES: Final = {
 @click.option("--ring-size", default="1M", metavar="SIZE", help="Ring buffer of events, 430 bytes each; a power of two.")
 @click.option("--no-bpf", is_flag=True, help="Load nothing into the kernel: approximate usage from /proc, no tracing.")
 @click.option("--no-trace", is_flag=True, help="Do not trace clone, unshare and setns.")
+@click.option("--bpf-stats", is_flag=True, help="Have the kernel count and time the runs of programs: slows each BPF program.")
 @click.option("--object-dir", metavar="DIR", help="Where 'nsagent bpf build' put objects: looked up before compiling.")
 @click.option("--events-to", multiple=True, metavar="SINK",
               help="Keep events: file:/path?size=64M&keep=5, unix:/path, journald or stdout; may be repeated.")  # fmt: skip

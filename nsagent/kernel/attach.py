@@ -206,6 +206,7 @@ class Attached:
 
     def __init__(self, loaded: objects.Loaded, found: objects.Object, *, warm: bool, adopted: bool) -> None:
         self._loaded = loaded
+        self._statistics: int | None = None
         self._maps = loaded.maps
         self.warm = warm
         self.adopted = adopted
@@ -328,12 +329,33 @@ class Attached:
         """The maps and their memory."""
         return self._loaded.map_status()
 
+    def keep_runs(self) -> None:
+        """Have `runs` count from now on until this is closed, at a cost to each program of the host.
+
+        Raises AccessError, UnsupportedError: the kernel refuses.
+        """
+        try:
+            self._statistics = bpf.enable_stats()
+        except OSError as exc:
+            raise bpf.translate(exc, "statistics of programs") from exc
+
+    def runs(self) -> dict[str, tuple[int, int]]:
+        """How often each program has run and for how long, ns; nothing where nobody asked for it."""
+        return {} if self._statistics is None else self._loaded.runs()
+
+    def _forget_runs(self) -> None:
+        if self._statistics is not None:
+            os.close(self._statistics)
+            self._statistics = None
+
     def close(self) -> None:
         """Let go; the pins keep the kernel counting."""
+        self._forget_runs()
         self._loaded.close()
 
     def unload(self) -> None:
         """End the programs and remove the pins."""
+        self._forget_runs()
         self._loaded.unload()
 
 

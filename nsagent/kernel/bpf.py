@@ -41,6 +41,7 @@ class Command(enum.IntEnum):
     MAP_FREEZE = 22
     MAP_LOOKUP_BATCH = 24
     LINK_CREATE = 28
+    ENABLE_STATS = 32
     ITER_CREATE = 33
 
 
@@ -336,6 +337,15 @@ def obj_get(path: str) -> int:
     """Open what is pinned at `path`. ENOENT."""
     name = _buffer(os.fsencode(path) + b"\0")
     return _call(Command.OBJ_GET, struct.pack("=QII", ctypes.addressof(name), 0, 0), path)
+
+
+def enable_stats() -> int:
+    """Have the kernel count and time the runs of every program of the host, while the descriptor returned is open.
+
+    EPERM without CAP_SYS_ADMIN. Since Linux kernel commit d46edd671a14 ("bpf: Sharing bpf runtime stats with
+    BPF_ENABLE_STATS") (in v5.8).
+    """
+    return _call(Command.ENABLE_STATS, struct.pack("=I", 0))  # BPF_STATS_RUN_TIME
 
 
 def prog_get_fd_by_id(prog_id: int) -> int:

@@ -169,6 +169,14 @@ class Loaded:
         except OSError as exc:
             raise bpf.translate(exc, "status of the maps") from exc
 
+    def runs(self) -> dict[str, tuple[int, int]]:
+        """Return how often each program has run and for how long, ns, while the kernel kept such figures."""
+        try:
+            infos = {name: bpf.prog_info(fd) for name, fd in self.programs.items()}
+        except OSError as exc:
+            raise bpf.translate(exc, "status of the loaded programs") from exc
+        return {name: (info.run_cnt, info.run_time_ns) for name, info in infos.items()}
+
     def _program_status(self, name: str, fd: int) -> ProgramStatus:
         info = bpf.prog_info(fd)
         attach = _describe_link(self.links[name]) if name in self.links else "none"

@@ -47,6 +47,10 @@ def _maps(number: Callable[[tuple[Number, Number, Number]], Number]) -> Callable
     return lambda sample: (((name,), number(figures)) for name, *rest in sample.maps for figures in [(rest[0], rest[1], rest[2])])
 
 
+def _runs(at: int) -> Callable[[NodeSample], Each]:
+    return lambda sample: (((name,), runs[at]) for name, runs in sample.program_runs.items())
+
+
 def _readable(sample: NodeSample) -> Each:
     if sample.readable is not None:
         readable, processes = sample.readable
@@ -178,6 +182,25 @@ FAMILIES: Final[tuple[Family, ...]] = (
         "/proc/self/fdinfo memlock",
         ("map",),
         _maps(lambda figures: figures[2]),
+    ),
+    Family(
+        "nsagent_bpf_program_runs_total",
+        "counter",
+        Scope.NODE,
+        "How often a BPF program of the agent has run; only with --bpf-stats, which slows every BPF program of the host.",
+        "bpf(2) BPF_OBJ_GET_INFO_BY_FD run_cnt",
+        ("program",),
+        each=_runs(0),
+    ),
+    Family(
+        "nsagent_bpf_program_run_seconds_total",
+        "counter",
+        Scope.NODE,
+        "How long a BPF program of the agent has run in all; only with --bpf-stats.",
+        "bpf(2) BPF_OBJ_GET_INFO_BY_FD run_time_ns",
+        ("program",),
+        each=_runs(1),
+        scale=NS_PER_S,
     ),
     Family(
         "nsagent_bpf_map_full_total",

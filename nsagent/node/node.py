@@ -77,6 +77,7 @@ class Node:
                 self.features.setdefault("tracing", _NO_TRACE)
         elif not config.bpf:
             self.features |= {"exact_accounting": _NO_BPF, "tracing": _NO_BPF}
+        self._keeps_runs = config.bpf_stats and self.attached is not None and self._keep_runs(self.attached)
         self.history = self._open_history(config.state_dir) if keep_history else None
         self.findings = self._open_findings(config) if keep_history else None
         self.cgroup_ring: CgroupRing | None = None
@@ -131,6 +132,15 @@ class Node:
         self.features.setdefault("tracing", self.features["exact_accounting"])
         return None
 
+    def _keep_runs(self, attached: attach.Attached) -> bool:
+        """Have the kernel count the runs of programs; tell whether it does."""
+        try:
+            attached.keep_runs()
+        except NsagentError as error:
+            self.features["bpf_stats"] = str(error)
+            return False
+        return True
+
     def _open_history(self, state_dir: str) -> History:
         """Go on with what an earlier agent kept, as far as it still means the same."""
         adopted = self.attached is not None and (self.attached.adopted or self.attached.carried)
@@ -175,6 +185,7 @@ class Node:
             usage=self._usage,
             counts=self._counts if self.attached and self.attached.traces else None,
             maps=self._maps if kernel else None,
+            program_runs=self.attached.runs if self.attached and self._keeps_runs else None,
             history=self.history,
             findings=self._found if self.findings else None,
             namespace_figures=self._figures if self.history and self._namespaces else None,

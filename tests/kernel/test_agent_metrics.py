@@ -287,3 +287,18 @@ def test_small_and_without_a_compiler(agent: Agent) -> None:
     rollup = Path(f"/proc/{agent.process.pid}/smaps_rollup").read_text().splitlines()
     pss = next(int(line.split()[1]) for line in rollup if line.startswith("Pss:"))
     assert pss < (45 << 10) + max(0, samples - 10_000), "1 KiB a sample where somebody made thousands of cgroups"
+
+
+def test_runs_of_programs_are_told_on_request_only(world: list[str], agent: Agent) -> None:
+    runs, seconds = "nsagent_bpf_program_runs_total", "nsagent_bpf_program_run_seconds_total"
+    assert not {name for name, _ in agent.scrape()} & {runs, seconds}
+    agent.stop()
+    with running(world, "--ephemeral", "--bpf-stats") as counting:
+        for _ in range(5):
+            subprocess.run(["true"], check=True)
+        samples = counting.scrape()
+        programs = {dict(labels)["program"] for name, labels in samples if name == runs}
+        assert programs == {dict(labels)["program"] for name, labels in samples if name == seconds}
+        born = next(name for name in programs if (get(samples, runs, program=name) or 0) >= 5)
+        assert (get(samples, seconds, program=born) or 0) > 0
+        wait_for(lambda: (get(counting.scrape(), runs, program=born) or 0) > (get(samples, runs, program=born) or 0), 60, "a run")
