@@ -16,6 +16,7 @@ from nsagent.launch.spec import RunSpec, read_capabilities, split_env
 
 if TYPE_CHECKING:
     from nsagent.launch.stdio import Stdio
+    from nsagent.launch.supervise import Watch
 
 EPILOG: Final = """\
 Exit codes: the command's own; 128+N when signal N ended it (out of memory: 137); 124 timeout; 125 nsagent could not
@@ -69,6 +70,7 @@ def _option(name: str, metavar: str, help_text: str, **more: Any) -> Callable[[A
 @_option("state-dir", "DIR", "Where jobs are registered.  [default: /run/nsagent, or one of the user's own]")
 @click.option("-t", "--tty", is_flag=True, help="Give CMD a terminal of its own, shown on this one.")
 @click.option("-d", "--detach", is_flag=True, help="Print the job's id and leave it running; see 'nsagent logs', 'nsagent wait'.")
+@click.option("-q", "--quiet", is_flag=True, help="No line on the terminal that tells, after 5 s, what a job uses.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and do nothing.")
 @click.argument("argv", metavar="[--] [CMD [ARG]...]", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
@@ -110,7 +112,8 @@ def run(
             return 0
         from nsagent.launch import launcher
 
-        result = launcher.run(spec, directory, stdio=_on_terminal if tty else None)
+        watch = None if words["quiet"] or tty or not os.isatty(2) else _status_line(spec)
+        result = launcher.run(spec, directory, stdio=_on_terminal if tty else None, watch=watch)
         output.tell(result)
     return result.exit_code
 
@@ -119,6 +122,12 @@ def _on_terminal(_job: jobs.JobRecord) -> Stdio:
     from nsagent.launch.pseudoterminal import OnTerminal
 
     return OnTerminal()
+
+
+def _status_line(spec: RunSpec) -> Watch:
+    from nsagent.cli.statusline import StatusLine
+
+    return StatusLine(spec.name)
 
 
 def make_spec(argv: tuple[str, ...], words: dict[str, Any]) -> RunSpec:

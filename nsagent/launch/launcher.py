@@ -31,7 +31,7 @@ from nsagent.launch.report import JobUsage, NamespaceRef, RunResult, to_dict
 from nsagent.launch.signals import Inbox, Terminal
 from nsagent.launch.spec import RunSpec
 from nsagent.launch.stdio import Stdio
-from nsagent.launch.supervise import Alarm, CpuTimeout, Ending, Supervisor, failure_error
+from nsagent.launch.supervise import Alarm, CpuTimeout, Ending, Supervisor, Watch, failure_error
 from nsagent.launch.timeline import Recorder
 from nsagent.launch.verdict import judge
 from nsagent.namespaces import NamespaceKind
@@ -43,10 +43,12 @@ def run(
     *,
     stdio: Callable[[jobs.JobRecord], Stdio] | None = None,
     started: Callable[[jobs.JobRecord], None] = lambda job: None,
+    watch: Watch | None = None,
 ) -> RunResult:
     """Run the job `spec` asks for to its end, and return what it was and used. Call it in a process without threads.
 
-    `stdio` makes CMD's descriptors 0, 1 and 2, by default the caller's; `started` is called when CMD runs.
+    `stdio` makes CMD's descriptors 0, 1 and 2, by default the caller's; `started` is called when CMD runs;
+    `watch` looks on.
 
     Raises: LaunchError (with the exit code: 127 not found, 126 not executable), AccessError, UnsupportedError: CMD did
     not run, and nothing is left. Jobs whose launcher was killed are swept first.
@@ -71,7 +73,7 @@ def run(
     last: dict[str, object] = {"outcome": "launch_error", "exit_code": 125}
     try:
         made = stdio(job.record) if stdio else None
-        launch = _Launch(spec, job, state_dir=state_dir, inbox=inbox, terminal=terminal, stdio=made, started=started)
+        launch = _Launch(spec, job, state_dir=state_dir, inbox=inbox, terminal=terminal, stdio=made, started=started, watch=watch)
         result = launch.run(layout)
         last = {"outcome": result.outcome, "exit_code": result.exit_code, "reason": result.reason}
         last["report"] = to_dict(result)
@@ -85,6 +87,8 @@ def run(
         last["reason"] = error.message
         raise error from exc
     finally:
+        if watch is not None:
+            watch.finish()
         if made is not None:
             made.finish()
         terminal.take_back()
@@ -165,6 +169,7 @@ class _Launch:
         terminal: Terminal,
         stdio: Stdio | None,
         started: Callable[[jobs.JobRecord], None],
+        watch: Watch | None,
     ) -> None:
         self._spec = spec
         self._job = job
@@ -173,6 +178,7 @@ class _Launch:
         self._terminal = terminal
         self._stdio = stdio
         self._started = started
+        self._watch = watch
         self._notes = list(spec.notes)
         self._group: Group | None = None
         self._namespaces: dict[str, NamespaceRef] = {}
@@ -286,6 +292,7 @@ class _Launch:
                 stop_timeout_ns=spec.stop_timeout_ns,
                 started=lambda: self._started(self._job.record),
                 stdio=self._stdio,
+                watch=self._watch,
             )
             supervisor.wait_ready()
             if maps is not None:
@@ -313,11 +320,15 @@ class _Launch:
         if spec.timeout_ns is not None:
             reason = f"stopped after its timeout of {spec.timeout_ns / 1e9:g} s"
             alarms.append(Alarm(now_ns + spec.timeout_ns, lambda _: supervisor.stop(reason)))
-        if self._group is None or not (spec.sample_ns or spec.cpu_timeout_ns):
+        if self._group is None or not (spec.sample_ns or spec.cpu_timeout_ns or self._watch):
+            if self._watch is not None:
+                alarms.append(self._watch.begin(None, now_ns))
             yield alarms
             return
         meter = self._group.meter()
         try:
+            if self._watch is not None:
+                alarms.append(self._watch.begin(meter, now_ns))
             if spec.sample_ns:
                 self._recorder = Recorder(meter, spec.sample_ns, now_ns)
                 alarms.append(Alarm(now_ns, self._recorder.take))

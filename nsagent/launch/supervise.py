@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import select
 import signal
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from nsagent.cgroups.meter import Meter
 from nsagent.errors import LaunchError, UnsupportedError
@@ -40,6 +41,19 @@ class Alarm:
 
     due_ns: int | None
     ring: Callable[[int], int | None]
+
+
+class Watch(Protocol):
+    """Somebody who looks on while a job runs."""
+
+    def begin(self, meter: Meter | None, now_ns: int) -> Alarm:
+        """CMD runs; `meter` reads its cgroup, if it has one. Return when to look for the first time."""
+
+    def suspended(self, stop: Callable[[], None]) -> None:
+        """Call `stop`, in which this process stands still and others have our terminal."""
+
+    def finish(self) -> None:
+        """CMD has ended, or will not run."""
 
 
 class CpuTimeout:
@@ -82,6 +96,7 @@ class Supervisor:
         stop_timeout_ns: int,
         started: Callable[[], None] = lambda: None,
         stdio: Stdio | None = None,
+        watch: Watch | None = None,
     ) -> None:
         self._pid = pid
         self._pidfd = pidfd
@@ -100,6 +115,7 @@ class Supervisor:
         self._stop_timeout_ns = stop_timeout_ns
         self._started = started
         self._stdio = stdio
+        self._watch = watch
         self._grace = Alarm(None, self._end_grace)
         self._poll = select.poll()
         for fd in (pidfd, channel):
@@ -269,13 +285,18 @@ class Supervisor:
 
     def _stop_ourselves(self) -> None:
         group = self._terminal.take_back()
-        if self._stdio is None:
-            os.kill(os.getpid(), signal.SIGSTOP)
-        else:
-            self._stdio.suspended(lambda: os.kill(os.getpid(), signal.SIGSTOP))
+        stop: Callable[[], None] = _stop
+        for other in (self._stdio, self._watch):
+            if other is not None:
+                stop = functools.partial(other.suspended, stop)
+        stop()
         if group is not None:
             self._terminal.give(group)
         self._signal(signal.SIGCONT)
+
+
+def _stop() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
 
 
 _HINTS = {

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import pty
 import select
 import signal
+import struct
 import subprocess
+import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -304,3 +307,37 @@ def test_a_background_job_that_reads_the_terminal_stops_without_spinning(jobs: J
     shell.send("\x04")
     shell.expect("OUT> ")
     assert running("nosuch-marker") == []
+
+
+def test_a_long_job_has_a_line_on_the_terminal(jobs: Jobs, shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "words").write_text("upper\n")
+    tail = line(jobs, "--", "tail", "-f", str(tmp_path / "words"))
+    fcntl.ioctl(shell.fd, termios.TIOCSWINSZ, struct.pack("=HHHH", 24, 80, 0, 0))
+    shell.send(f"{tail}\n")
+    shell.expect("upper")
+    shell.expect("\x1b[1;23r")  # the last row does not scroll
+    shell.expect("\x1b[24;1H\x1b[2Kjob nsagent-test-")
+    shell.expect(" s of CPU")
+    shell.expect(" CPUs")  # the second time there is a difference
+    shell.send("\x1a")
+    shell.expect("\x1b[r")
+    shell.expect("Stopped")
+    shell.send("fg\n")
+    shell.expect("\x1b[1;23r")
+    shell.send("\x03")
+    shell.expect("\x1b[r")
+    shell.expect("OUT> ")
+
+
+@pytest.mark.parametrize("how", ["--quiet", "stty -echo", "2>/dev/null"])
+def test_no_line_where_none_is_wanted(jobs: Jobs, shell: Shell, how: str) -> None:
+    fcntl.ioctl(shell.fd, termios.TIOCSWINSZ, struct.pack("=HHHH", 24, 80, 0, 0))
+    script = "stty -echo; sleep 8; stty echo; echo do''ne" if how == "stty -echo" else "sleep 8; echo do''ne"
+    words = line(jobs, *(["--quiet"] if how == "--quiet" else []), "--", "sh", "-c", script)
+    shell.send(f"{words} {how if how.startswith('2') else ''}; echo code=$?\n")
+    seen = ""
+    while "code=0" not in seen:
+        assert select.select([shell.fd], [], [], 120)[0]
+        seen += os.read(shell.fd, 4096).decode(errors="replace")
+    assert "done" in seen
+    assert "\x1b[1;23r" not in seen
