@@ -38,17 +38,17 @@ def test_the_estimate_is_what_a_scrape_has(world: list[str], cgroup_name: str) -
         Group.create(layout, f"{cgroup_name}/{number}")
     flags = ["--cgroup-include", f"/{cgroup_name}", "--no-runtimes", "--retain", "0", *world]
     with agents.running(world, "--ephemeral", *flags[:5]) as agent:
-        wait_for(lambda: b"\nnsagent_namespace_mounts{" in agent.get(), 120, "the agent to know who is in each namespace")
+        wait_for(lambda: b"\nnsagent_namespace_mounts{" in agent.get(), 300, "the agent to know who is in each namespace")
         before = sorted(os.listdir(agent.state_dir))
 
         def compare() -> bool:
-            """Others make namespaces meanwhile, and end them."""
+            """Others make namespaces meanwhile, and end them; and on a busy machine a file may be too slow, here or there."""
             plan = planned(*flags)
             scrape = {name: n for name, n in count(agent.get()).items() if not name.startswith(OWN)}
-            assert {name: plan.get(name, 0) for name in EXACT} == {name: scrape.get(name, 0) for name in EXACT}
-            return abs(sum(plan.values()) / sum(scrape.values()) - 1) < 0.2
+            other = {name: (plan.get(name), scrape.get(name)) for name in EXACT if plan.get(name) != scrape.get(name)}
+            return not other and abs(sum(plan.values()) / sum(scrape.values()) - 1) < 0.2
 
-        wait_for(compare, 120, "an estimate within 20 %")
+        wait_for(compare, 300, "an estimate within 20 %")
         assert sorted(os.listdir(agent.state_dir)) == before
         for figures in [line for line in agent.get().decode().splitlines() if line.startswith("nsagent_bpf_map_memory_bytes{")]:
             name, real = figures.split('"')[1], float(figures.split()[-1])

@@ -98,7 +98,7 @@ def test_a_reader_has_names(name: str, sysfs: Sysfs) -> None:
     fixture = ROOT / "tests/fixtures/cgroups" / name
     tree = Tree(read_layout(f"{fixture}/proc", f"{fixture}/sys/fs/cgroup"))
     tree.scan()
-    reader = Reader(tree.layout, sysfs=str(sysfs.root))
+    reader = Reader(tree.layout, lambda: 0.0, sysfs=str(sysfs.root))
 
     def devices() -> dict[str, IoDevice]:
         io = reader.read_all(tree)["/jobs/one"].io

@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -88,7 +87,7 @@ class Host:
         self.place.mkdir()
         (root / "cgroup.procs").touch()
         self.tree = Tree(Layout((Hierarchy(1, str(root), frozenset({"blkio", "cpuacct"})),)))
-        self.reader = Reader(self.tree.layout, sysfs=str(root / "none"))
+        self.reader = Reader(self.tree.layout, lambda: 0.0, sysfs=str(root / "none"))  # nothing is slow
         self.make()
         self.tree.scan()
 
@@ -131,7 +130,7 @@ def test_a_cgroup_made_anew_begins_anew(host: Host, monkeypatch: pytest.MonkeyPa
     """Also before the tree knows: what is read by path is then another cgroup's."""
     if by_path:
         monkeypatch.setattr("resource.getrlimit", lambda _: (0, 0))
-        host.reader = Reader(host.tree.layout, sysfs="/none")
+        host.reader = Reader(host.tree.layout, lambda: 0.0, sysfs="/none")
     assert host.read() == (100, 4096)
     host.place.rename(host.place.with_name("old"))
     host.make()
@@ -143,34 +142,45 @@ def test_a_cgroup_made_anew_begins_anew(host: Host, monkeypatch: pytest.MonkeyPa
     assert not host.reader.falls.counts
 
 
+class Held:
+    """A file that somebody has a lease on (fcntl(2)), so that its next open waits; and a clock on which only that takes time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 @pytest.fixture
-def held(tmp_path: Path) -> Iterator[Path]:
-    """A file of a recorded cgroup whose next open really takes half a second: somebody has a lease on it (fcntl(2))."""
+def held(tmp_path: Path) -> Iterator[Held]:
     shutil.copytree(ROOT / "tests/fixtures/cgroups/v2", tmp_path / "v2")
     path = tmp_path / "v2/sys/fs/cgroup/jobs/one/memory.swap.current"
+    file = Held(path)
     before = signal.signal(signal.SIGIO, signal.SIG_IGN)
     descriptor = os.open(path, os.O_RDWR)
     fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
 
     def give_way() -> None:
         wait_for(lambda: fcntl.fcntl(descriptor, fcntl.F_GETLEASE) != fcntl.F_WRLCK, 60, "somebody to open it")
-        time.sleep(0.5)
+        file.now += 0.5
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
 
     thread = threading.Thread(target=give_way)
     thread.start()
-    yield path
+    yield file
     thread.join()
     os.close(descriptor)
     signal.signal(signal.SIGIO, before)
 
 
-def test_a_slow_file_is_left_out_and_named(held: Path) -> None:
-    root = held.parents[5]
+def test_a_slow_file_is_left_out_and_named(held: Held) -> None:
+    root, name = held.path.parents[5], held.path.name
     tree = Tree(read_layout(f"{root}/proc", f"{root}/sys/fs/cgroup"))
     tree.scan()
-    reader = Reader(tree.layout)
-    reader.pace = Pace(lambda: 0.0)  # on a busy machine another file may be slow too, for want of a CPU
+    reader = Reader(tree.layout, held)
+    reader.pace = Pace(lambda: 0.0)
 
     def swap() -> int | None:
         memory = reader.read_all(tree)["/jobs/one"].memory
@@ -178,13 +188,13 @@ def test_a_slow_file_is_left_out_and_named(held: Path) -> None:
         return memory.swap_usage_bytes
 
     assert swap() is not None
-    assert reader.pace.backoffs[held.name] == 1
-    reads = reader.pace.reads[held.name]
-    assert reads.number - reads.within[BOUNDS_S.index(SLOW_READ_S)] >= 1
-    assert reads.total_ns > 400_000_000
+    assert reader.pace.backoffs == {name: 1}
+    reads = reader.pace.reads[name]
+    assert reads.number - reads.within[BOUNDS_S.index(SLOW_READ_S)] == 1
+    assert reads.total_ns == 500_000_000
     assert [swap(), swap()] == [None, None]
     assert swap() is not None
-    assert reader.pace.reads[held.name].number > reads.number
+    assert reader.pace.reads[name].number > reads.number
 
 
 def test_waiting_for_a_cpu_is_no_fault_of_a_file() -> None:
