@@ -1,6 +1,6 @@
 """`nsagent exec`: another command in a running job: its namespaces and cgroup, and with nothing more than its CMD may.
 
-The launcher keeps what is needed in the job's file (`given`): user, capabilities, seccomp filter, directory, variables.
+The launcher keeps what is needed in the job's file (`given`): user, capabilities, seccomp filter, rlimits, directory, ...
 The child is that of a launch (nsagent.launch.child), and joins instead of making.
 """
 
@@ -16,7 +16,7 @@ from nsagent.cgroups.group import Group
 from nsagent.cgroups.layout import Layout
 from nsagent.errors import LaunchError, NsagentError, VanishedError
 from nsagent.jobs.record import JobRecord
-from nsagent.launch import child, joining, measure
+from nsagent.launch import child, joining, measure, tuning
 from nsagent.launch.child import ChildPlan
 from nsagent.launch.clone import clone3
 from nsagent.launch.confine import Confinement
@@ -29,6 +29,7 @@ from nsagent.launch.signals import Inbox, Terminal
 from nsagent.launch.spec import DEFAULT_PATH, STOP_TIMEOUT_NS, RunSpec
 from nsagent.launch.stdio import Stdio
 from nsagent.launch.supervise import Ending, Supervisor, failure_error
+from nsagent.launch.tuning import Tuning, Ulimit
 from nsagent.launch.verdict import judge
 from nsagent.namespaces import KINDS, NamespaceKind
 
@@ -41,6 +42,7 @@ def give(plan: ChildPlan, spec: RunSpec) -> dict[str, Any]:
         "capabilities": plan.confinement.capabilities,
         "no_new_privileges": plan.confinement.no_new_privileges,
         "filter": None if plan.confinement.filter is None else plan.confinement.filter.hex(),
+        "tuning": spec.tuning._replace(ulimits=plan.ulimits)._asdict(),
         "workdir": plan.workdir or _here(),
         "env": home | dict(spec.env),
         "clean_env": spec.clean_env,
@@ -101,6 +103,7 @@ def _plan(job: JobRecord, argv: tuple[str, ...], env: Mapping[str, str], workdir
         parents=(),
         tasks=(),
         workdir=workdir or given["workdir"],
+        ulimits=_tuning(job).ulimits,
         identity=who._replace(user=None if who.user is None else (who.user[0], who.user[1], tuple(who.user[2]))),
         confinement=Confinement(
             given["capabilities"], given["no_new_privileges"], bytes.fromhex(given["filter"]) if given["filter"] else None
@@ -108,6 +111,11 @@ def _plan(job: JobRecord, argv: tuple[str, ...], env: Mapping[str, str], workdir
         hidden=os.geteuid() == 0,
         foreign_root=True,
     )
+
+
+def _tuning(job: JobRecord) -> Tuning:
+    given = Tuning(**job.given["tuning"])
+    return given._replace(ulimits=tuple(Ulimit(*each) for each in given.ulimits))
 
 
 def _run_child(
@@ -148,6 +156,7 @@ def _run_child(
             stdio=stdio,
         )
         supervisor.wait_ready()
+        tuning.prepare(pid, _tuning(job), best_effort=False)
         os.write(release, RELEASE)
         ending = supervisor.wait()
     except BaseException:

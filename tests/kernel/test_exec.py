@@ -83,12 +83,13 @@ def test_it_is_counted_and_limited_as_the_job(jobs: Jobs) -> None:
 
 
 def test_what_it_is_given(jobs: Jobs) -> None:
-    with job(jobs, "--clean-env", "--env", "A=1", "--env", "PATH=/usr/bin:/bin", "--workdir", "/usr", "--", "sleep", "1000") as (
-        name,
-        _,
-    ):
+    words = ["--ulimit", "nofile=77:99", "--nice", "7", "--oom-score-adj", "300"]
+    words += ["--clean-env", "--env", "A=1", "--env", "PATH=/usr/bin:/bin", "--workdir", "/usr"]
+    with job(jobs, *words, "--", "sleep", "1000") as (name, _):
         done = inside(jobs, name, "sh", "-c", "echo $A $B $HOME; pwd; cat", options=("--env", "B=2"), stdin="typed")
         assert done.stdout == "1 2\n/usr\ntyped"
+        done = inside(jobs, name, "sh", "-c", "ulimit -Sn; ulimit -Hn; nice; cat /proc/self/oom_score_adj")
+        assert done.stdout.split() == ["77", "99", "7", "300"]
         assert inside(jobs, name, "pwd", options=("--workdir", "/etc")).stdout == "/etc\n"
 
 
