@@ -29,7 +29,7 @@ from nsagent.history import Figures, History
 from nsagent.identity import CgroupInfo, Identities, Labels
 from nsagent.namespaces import NamespaceId, NamespaceKind
 from nsagent.nsfigures import NodeFigures
-from nsagent.usage import NodeUsage, Usage, UsageSource, total
+from nsagent.usage import NOTHING, NodeUsage, Usage, UsageSource, total
 from nsagent.workloads import Workloads
 
 log = logging.getLogger(__name__)
@@ -264,23 +264,27 @@ class Ancestry:
         self._alive: dict[str, int] = {}
         self._root = 0
         self._known: dict[int, tuple[str, int]] = self._load() if path else {}  # id: path, id of the parent
+        self._plan: tuple[set[int], list[tuple[int, list[int]]]] | None = None  # what `_shares` says of those cgroups
 
     def learn(self, alive: dict[str, int]) -> None:
         """Take note of the cgroups that exist now: their ids by path."""
         self._alive = alive
-        self._root = alive[min(alive, key=len)] if alive else 0
+        root = alive[min(alive, key=len)] if alive else 0
+        if root != self._root:
+            self._root, self._plan = root, None
         new = {path: cgroup for path, cgroup in alive.items() if cgroup not in self._known}
-        for path, cgroup in new.items():
-            self._known[cgroup] = (path, alive.get(posixpath.dirname(path), self._root))
-        if new and self._path:
-            self._save(self._path)
+        self._add({cgroup: (path, alive.get(posixpath.dirname(path), root)) for path, cgroup in new.items()})
 
     def learn_born(self, born: Mapping[int, tuple[str, int]]) -> None:
         """Take note of cgroups that were made, by id: path and parent's id; also of such that are gone again."""
-        new = {cgroup: place for cgroup, place in born.items() if cgroup not in self._known}
-        self._known |= new
-        if new and self._path:
-            self._save(self._path)
+        self._add({cgroup: place for cgroup, place in born.items() if cgroup not in self._known})
+
+    def _add(self, new: Mapping[int, tuple[str, int]]) -> None:
+        if new:
+            self._known |= new
+            self._plan = None
+            if self._path:
+                self._save(self._path)
 
     def _load(self) -> dict[int, tuple[str, int]]:
         """Return what an earlier agent of this boot knew; nothing where its file is not to be had or not understood."""
@@ -320,20 +324,31 @@ class Ancestry:
         a new one under the same path.
         """
         totals = dict(flat)
-        levels: dict[int, set[int]] = {}
-        for cgroup in totals:
-            levels.setdefault(self._depth(cgroup), set()).add(cgroup)
-        for depth in range(max(levels, default=0), 0, -1):
-            shares: dict[int, list[Usage]] = {}
-            for cgroup in levels.get(depth, ()):
-                shares.setdefault(self._parent(cgroup), []).append(totals[cgroup])
-            for parent, parts in shares.items():  # at once: child by child, a thousand children cost a thousand sums
-                totals[parent] = total([totals[parent], *parts] if parent in totals else parts)
-                levels.setdefault(self._depth(parent), set()).add(parent)
+        if self._plan is None or self._plan[0] != flat.keys():
+            self._plan = set(flat), self._shares(flat)
+        for parent, children in self._plan[1]:  # at once: child by child, a thousand children cost a thousand sums
+            parts = [totals[cgroup] for cgroup in children]
+            totals[parent] = total([totals[parent], *parts] if parent in totals else parts)
         self._forget(totals)
-        live = {path: totals.get(cgroup, Usage()) for path, cgroup in self._alive.items()}
-        gone = {self._known[c][0]: used for c, used in sorted(totals.items()) if c in self._known}
+        live = {path: totals.get(cgroup, NOTHING) for path, cgroup in self._alive.items()}
+        dead = sorted(totals.keys() & self._known.keys() - set(self._alive.values()))
+        gone = {self._known[cgroup][0]: totals[cgroup] for cgroup in dead}
         return live, {path: used for path, used in gone.items() if path not in live}
+
+    def _shares(self, cgroups: Iterable[int]) -> list[tuple[int, list[int]]]:
+        """Return what is to be added to which parent, the deepest first."""
+        levels: dict[int, set[int]] = {}
+        for cgroup in cgroups:
+            levels.setdefault(self._depth(cgroup), set()).add(cgroup)
+        found: list[tuple[int, list[int]]] = []
+        for depth in range(max(levels, default=0), 0, -1):
+            shares: dict[int, list[int]] = {}
+            for cgroup in levels.get(depth, ()):
+                shares.setdefault(self._parent(cgroup), []).append(cgroup)
+            for parent in shares:
+                levels.setdefault(self._depth(parent), set()).add(parent)
+            found += shares.items()
+        return found
 
     def _depth(self, cgroup: int) -> int:
         if cgroup == self._root:
@@ -345,8 +360,11 @@ class Ancestry:
         return parent if parent in self._known else self._root
 
     def _forget(self, used: Mapping[int, Usage]) -> None:
-        wanted = used.keys() | set(self._alive.values())
-        self._known = {cgroup: place for cgroup, place in self._known.items() if cgroup in wanted}
+        useless = self._known.keys() - used.keys() - set(self._alive.values())
+        for cgroup in useless:
+            del self._known[cgroup]
+        if useless:
+            self._plan = None
 
 
 def _boot_id() -> str:

@@ -67,14 +67,14 @@ class Usage(NamedTuple):
     pagetables_bytes: int = 0
 
 
-_NOTHING: Final = Usage()
+NOTHING: Final = Usage()
 
 
 def total(rows: Sequence[Usage]) -> Usage:
     """Sum usages field by field; of one, that one."""
     if len(rows) == 1:
         return rows[0]
-    return Usage(*map(sum, zip(*rows, strict=True))) if rows else Usage()
+    return Usage(*map(sum, zip(*rows, strict=True))) if rows else NOTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +240,7 @@ def _plan(members: Mapping[K, Sequence[int]]) -> _Plan[K]:
 
 def _follow(plan: _Plan[K], rows: Sequence[Usage], made: dict[tuple[int, ...], Usage]) -> dict[K, Usage]:
     """Sum. `made` has the sums that there are: namespaces of the same members are one sum."""
-    sums = dict.fromkeys(plan.keys, _NOTHING)
+    sums = dict.fromkeys(plan.keys, NOTHING)
     sums.update(zip(plan.single, map(rows.__getitem__, plan.single.values()), strict=True))
     for key, members in plan.several.items():
         if members not in made:

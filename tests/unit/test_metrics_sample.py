@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import threading
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from nsagent.cgroups.stats import CgroupStats, CpuStats
 from nsagent.errors import NsagentError
 from nsagent.namespaces import NamespaceId, NamespaceKind
 from nsagent.sample import Ancestry, FileFigures, Retained, Sampler, Shared
-from nsagent.usage import NodeUsage, Usage
+from nsagent.usage import NodeUsage, Usage, total
 from tests.support import wait_for
 from tests.unit.samples import node_usage
 
@@ -259,3 +260,23 @@ def test_a_failure_is_everyones_and_not_the_last_word() -> None:
     with pytest.raises(ValueError, match="once"):
         shared.get()
     assert shared.get() == 5
+
+
+def test_totals_are_those_of_all_below_however_the_tree_has_changed_since_the_last_time() -> None:
+    chance = random.Random(11)
+    ancestry, alive = Ancestry(), {"/": 1}
+    for number in range(2, 200):
+        above = chance.choice(list(alive))
+        alive[f"{above.rstrip('/')}/{number}"] = number
+        if number % 5 == 0:
+            gone = chance.choice(list(alive)[1:])
+            alive = {path: cgroup for path, cgroup in alive.items() if path != gone and not path.startswith(gone + "/")}
+        ancestry.learn(dict(alive))
+        for _ in range(2):
+            flat = {cgroup: Usage(cpu_ns=chance.randrange(1000)) for cgroup in alive.values() if chance.random() < 0.8}
+            live, dead = ancestry.sum_up(flat)
+            below = {
+                path: [flat[c] for p, c in alive.items() if c in flat and f"{p}/".startswith(path.rstrip("/") + "/")]
+                for path in alive
+            }
+            assert (live, dead) == ({path: total(parts) for path, parts in below.items()}, {})
