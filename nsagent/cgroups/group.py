@@ -12,7 +12,8 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from nsagent.cgroups import ending, v1
+from nsagent.cgroups import device_policy, ending, v1
+from nsagent.cgroups.device_policy import DeviceRule
 from nsagent.cgroups.files import read_text, try_write, write
 from nsagent.cgroups.layout import Hierarchy, Layout
 from nsagent.cgroups.limits import IoMax, Limits, Setting
@@ -95,6 +96,28 @@ class Group:
                 if refused is None:
                     raise
                 refused.append(exc.message)
+
+        if limits.devices is not None and self.layout.of("devices") is None:
+            try:
+                self._attach_device_policy(limits.devices)
+            except (UnsupportedError, AccessError) as exc:
+                if refused is None:
+                    raise
+                refused.append(exc.message)
+
+    def _attach_device_policy(self, rules: tuple[DeviceRule, ...]) -> None:
+        fd = self.v2_fd
+        if fd is None:
+            raise UnsupportedError("--device-policy", "the cgroup is not in the v2 hierarchy")
+        try:
+            device_policy.attach(fd, rules)
+            attached = device_policy.count(fd)
+        except PermissionError as exc:
+            raise AccessError(f"--device-policy: {exc.strerror}", capability="CAP_BPF and CAP_NET_ADMIN") from exc
+        except OSError as exc:
+            raise UnsupportedError("--device-policy", f"this kernel takes no device program: {exc.strerror}") from exc
+        if not attached:
+            raise UnsupportedError("--device-policy", "the program is not on the cgroup after it was attached")
 
     def _write(self, hierarchy: Hierarchy, setting: Setting) -> None:
         place = self.places.get(hierarchy)

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, fields
 from typing import Final
 
+from nsagent.cgroups.device_policy import DeviceRule
 from nsagent.errors import UsageError
 
 UNLIMITED: Final = -1  # of swap
@@ -31,7 +32,7 @@ class Limits:
     `cpus` in CPUs (0.5 is half of one). `memory_bytes` bounds memory; `swap_bytes` of swap may come on top, and is 0 unless
     it is given (on v1 one page: see nsagent.cgroups.v1); UNLIMITED: any. Above `memory_high_bytes` the kernel reclaims and slows
     down: v2 alone. `cpuset` is a list such as "0-2,5". `cpu_weight` and `io_weight` are
-    v2's, 1 to 10000, 100 by default.
+    v2's, 1 to 10000, 100 by default. `devices`: those that may be opened; None: all.
     """
 
     cpus: float | None = None
@@ -43,6 +44,7 @@ class Limits:
     cpuset: str | None = None
     cpu_weight: int | None = None
     io_weight: int | None = None
+    devices: tuple[DeviceRule, ...] | None = None
 
     def __bool__(self) -> bool:
         """Tell whether anything is limited."""

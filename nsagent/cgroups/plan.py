@@ -46,6 +46,8 @@ def plan(layout: Layout, limits: Limits) -> list[tuple[Hierarchy, Setting]]:
             raise UnsupportedError(
                 flag, f"{hierarchy.mountpoint} is mounted read-only", hint=f"mount -o remount,rw {hierarchy.mountpoint}"
             )
+    if limits.devices is not None and layout.of("devices") is None and layout.v2 is None:
+        raise UnsupportedError("--device-policy", "neither v1's devices controller nor cgroup v2 is mounted")
     limits.check()
     bfq = limits.io_weight is not None and _any_disk("queue/scheduler", "[bfq]")
     writes: list[tuple[Hierarchy, Setting]] = []

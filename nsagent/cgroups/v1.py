@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from nsagent.cgroups.device_policy import MKNOD
 from nsagent.cgroups.limits import (
     PERIOD_USEC,
     UNLIMITED,
@@ -265,4 +266,8 @@ def settings(limits: Limits, controllers: frozenset[str], *, bfq: bool = False) 
                     hint="echo bfq > /sys/block/DISK/queue/scheduler",
                 )
             plan.append(make("--io-weight", "blkio.bfq.weight", str(bfq_weight(limits.io_weight))))
+    if "devices" in controllers and limits.devices is not None:
+        plan.append(make("--device-policy", "devices.deny", "a", expect="", read_file="devices.list"))
+        for rule in (*MKNOD, *map(str, limits.devices)):
+            plan.append(make("--device-policy", "devices.allow", rule, read_file="devices.list"))
     return plan

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, Final
 
 import click
 
+from nsagent.cgroups.device_policy import BASIC, DeviceRule, rules_of
 from nsagent.cgroups.limits import UNLIMITED, Limits
 from nsagent.errors import UsageError
-from nsagent.launch import quantities, tuning
+from nsagent.launch import filesystem, quantities, tuning
 from nsagent.launch.tuning import Tuning
 
 _IO_MAX: Final = "rbps, wbps (bytes a second), riops, wiops of a disk; may be repeated."
@@ -23,6 +25,11 @@ _OPTIONS: Final = (
     click.option("--pids", metavar="N", help="Processes and threads."),
     click.option("--io-max", metavar="DEVICE:KEY=N,...", multiple=True, help=_IO_MAX),
     click.option("--io-weight", metavar="N", help="Share of IO against others, 1 to 10000; 100 is normal."),
+    click.option(
+        "--device-policy",
+        type=click.Choice(["auto", "closed"]),
+        help="closed: no devices but null, random, terminals and such, and those of --volume.  [default: auto: all]",
+    ),
     click.option("--ulimit", metavar="NAME=SOFT[:HARD]", multiple=True, help="An rlimit, such as nofile=1024; may be repeated."),
     click.option("--nice", metavar="N", help="Nice value, -20 to 19."),
     click.option("--oom-score-adj", metavar="N", help="Rather killed when memory is short (up to 1000), or rather not (-1000)."),
@@ -67,10 +74,17 @@ def make_limits(words: dict[str, Any]) -> Limits:
         memory_high_bytes=parsed("memory_high", lambda text: quantities.parse_bytes(text, "--memory-high")),
         pids=parsed("pids", lambda text: quantities.parse_count(text, "--pids", 1, 4 << 20)),
         io_max=tuple(quantities.parse_io_max(text) for text in words["io_max"]),
+        devices=make_devices(words["volume"]) if words["device_policy"] == "closed" else None,
         cpuset=parsed("cpuset", lambda text: quantities.parse_cpuset(text, quantities.read_online_cpus())),
         cpu_weight=parsed("cpu_weight", lambda text: quantities.parse_count(text, "--cpu-weight", 1, 10_000)),
         io_weight=parsed("io_weight", lambda text: quantities.parse_count(text, "--io-weight", 1, 10_000)),
     )
+
+
+def make_devices(volumes: tuple[str, ...]) -> tuple[DeviceRule, ...]:
+    """Return what a closed policy lets pass: what every job has, the terminal of standard input, devices that are volumes."""
+    sources = [filesystem.parse_volume(text).source for text in volumes]
+    return (*BASIC, *rules_of(["/proc/self/fd/0"] if os.isatty(0) else []), *rules_of(sources))
 
 
 def _parse_swap(text: str, memory_bytes: int | None) -> int:

@@ -31,6 +31,8 @@ def describe(spec: RunSpec, layout: Layout, parent: str = "") -> str:
         ("limit", f"{setting.flag}: {hierarchy.mountpoint}/{below}/{setting.file} = {setting.value}")
         for hierarchy, setting in plan(layout, spec.limits)
     ]
+    if spec.limits.devices is not None and layout.of("devices") is None:
+        rows.append(("limit", f"--device-policy: a BPF program that lets {', '.join(map(str, spec.limits.devices))}"))
     rows += [("limit", f"{flag}: {value}") for flag, value in spec.tuning.describe()]
     if NamespaceKind.MNT in spec.isolate:
         rows += [("mounts", line) for line in _mounts(mount_plan(spec, layout, maps))]

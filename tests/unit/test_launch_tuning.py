@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import resource
+import struct
 
 import pytest
 
 from nsagent.cgroups import v1, v2
+from nsagent.cgroups.device_policy import BASIC, DeviceRule, program, rules_of
 from nsagent.cgroups.layout import Hierarchy, Layout
 from nsagent.cgroups.limits import UNLIMITED, Limits
 from nsagent.cgroups.plan import feasible
@@ -62,3 +64,58 @@ def test_what_a_host_has() -> None:
     assert feasible(Layout(layout.hierarchies[1:]), asked)[0] == Limits(pids=7)
     with pytest.raises(UsageError):
         feasible(layout, Limits(pids=0))
+
+
+def _decide(code: bytes, context: tuple[int, int, int]) -> int:
+    """Run a device program: of its instructions, those that are in it."""
+    registers, position = [0] * 11, 0
+    while True:
+        opcode, pair, offset, value = struct.unpack_from("=BBhi", code, position * 8)
+        left, right = pair & 15, pair >> 4
+        position += 1
+        match opcode:
+            case 0x61:
+                registers[left] = context[offset // 4]
+            case 0xBF:
+                registers[left] = registers[right]
+            case 0x77:
+                registers[left] >>= value
+            case 0x57:
+                registers[left] &= value
+            case 0x55:
+                position += offset if registers[left] != value else 0
+            case 0xB7:
+                registers[left] = value
+            case 0x95:
+                return registers[0]
+            case _:
+                raise AssertionError(f"no instruction {opcode:#x}")
+
+
+def test_the_device_program() -> None:
+    code = program((*BASIC, DeviceRule("b", 254, 0)))
+    read, write, mknod = 2, 4, 1
+    char, block = 2, 1
+    for access, kind, major, minor, allowed in (
+        (read | write, char, 1, 3, 1),
+        (read, char, 136, 77, 1),
+        (read, char, 1, 11, 0),
+        (read, char, 254, 0, 0),
+        (read, block, 254, 0, 1),
+        (write, block, 254, 1, 0),
+        (mknod, block, 8, 0, 1),
+        (mknod | read, block, 8, 0, 0),
+    ):
+        assert _decide(code, (access << 16 | kind, major, minor)) == allowed, (access, kind, major, minor)
+    assert str(DeviceRule("c", 136, None)) == "c 136:* rwm"
+    assert rules_of(["/dev/null", "/etc/passwd", "/no/such"]) == (("c", 1, 3),)
+
+
+def test_the_device_rules_of_v1() -> None:
+    settings = v1.settings(Limits(devices=BASIC[:1]), frozenset({"devices"}))
+    assert [(s.file, s.value) for s in settings] == [
+        ("devices.deny", "a"),
+        ("devices.allow", "c *:* m"),
+        ("devices.allow", "b *:* m"),
+        ("devices.allow", "c 1:3 rwm"),
+    ]
