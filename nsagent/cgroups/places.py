@@ -18,8 +18,8 @@ from nsagent.cgroups.layout import Hierarchy
 from nsagent.cgroups.stats import CgroupStats
 from nsagent.errors import NsagentError
 
-MOST_FILES: Final = 9000  # 45 MB of kernel memory
-_MOST_DIRECTORIES: Final = 16384
+MOST_FILES: Final = 6000  # 31 MB of kernel memory: with the directories and the maps of BPF below 64
+_MOST_DIRECTORIES: Final = 12288
 _PINNED_BYTES: Final = 5 << 10  # by a cgroup file's descriptor after its first read (seq_file's page and more), measured on 6.18
 _DIRECTORY_BYTES: Final = 1 << 10
 _NOTHING: Final[frozenset[str]] = frozenset()

@@ -57,6 +57,9 @@ class NodeCgroups:
         generation, before, known = self._counted
         if (self._tree.generation, selection) == (generation, before):
             return
+        if selection.everything:
+            self._counted = self._tree.generation, selection, {}
+            return
         ids = self.accounting_ids()
         for path in self._tree.cgroups:
             reason = selection.reason(path)
