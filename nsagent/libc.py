@@ -262,13 +262,6 @@ def use_one_arena() -> None:
         mallopt(_M_ARENA_MAX, 1)
 
 
-def give_back_memory() -> None:
-    """Give the pages that malloc has free back to the kernel (glibc; nothing elsewhere). Some milliseconds: malloc_trim(3)."""
-    trim = getattr(_libc, "malloc_trim", None)
-    if trim is not None:
-        trim(ctypes.c_size_t(0))
-
-
 def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 0) -> int:
     """prctl(2)."""
     return _check(_prctl(option, arg2, arg3, arg4, arg5), "prctl")

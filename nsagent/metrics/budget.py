@@ -31,15 +31,17 @@ class Budget:
         self._last = 0
         self._told = False
 
-    def see(self, keys: Iterable[Key]) -> None:
-        """Take note of all there is now. What is gone is forgotten."""
+    def see(self, keys: Iterable[Key]) -> int:
+        """Take note of all there is now; return how many are new. What is gone is forgotten."""
         present = set(keys)
         for key in self._came.keys() - present:
             del self._came[key]
         self.hidden &= present
-        for key in sorted(present - self._came.keys(), key=_rank):
+        new = sorted(present - self._came.keys(), key=_rank)
+        for key in new:
             self._last += 1
             self._came[key] = self._last
+        return len(new)
 
     def drop(self, series: Mapping[Key, int], total: int) -> None:
         """Hide more of what has `series`, until `total`, all samples that are to be shown, is no more than allowed."""

@@ -9,10 +9,9 @@ from __future__ import annotations
 import math
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Final
 
-from nsagent import libc
 from nsagent.cgroups.stats import CgroupStats
 from nsagent.metrics.agent import SCRAPE_SAMPLES, SERIES_DROPPED
 from nsagent.metrics.budget import Budget, Key, labels_of
@@ -23,7 +22,8 @@ from nsagent.sample import NodeSample
 
 TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS: Final = "application/openmetrics-text; version=1.0.0; charset=utf-8"
-_MUCH: Final = 8  # such a part of what is shown
+_MANY: Final = 200  # lines of a cgroup, hardly ever more
+_AT_A_TIME: Final = 512
 
 
 def accepts_openmetrics(accept: str) -> bool:
@@ -93,20 +93,40 @@ class Encoder:
             self._tables = {(scope, ended): self._table(scope, ended) for scope in scopes for ended in (False, True)}
         things = {place: _things(sample, *place) for place in self._tables}
         if self._budget.most:  # a container's key is its cgroup's
-            self._budget.see(key for (scope, _), found in things.items() if scope is not Scope.CONTAINER for key in found)
+            new = self._budget.see(key for (scope, _), found in things.items() if scope is not Scope.CONTAINER for key in found)
+            if new > self._budget.most // _MANY:
+                self._foresee(sample, things)
         self._fill(sample, things)
-        if self._budget.most and (total := self._samples) > self._budget.most:
-            self._budget.drop(self._series(sample), total)
+        if self._budget.most and self._samples > self._budget.most:
+            self._budget.drop(*self._series(sample, self._tables.values()))
             self._fill(sample, things)
-            if total - self._budget.most > self._budget.most // _MUCH:
-                libc.give_back_memory()  # of the lines of what is not shown
+
+    def _foresee(self, sample: NodeSample, things: Mapping[tuple[Scope, bool], Mapping[Any, Any]]) -> None:
+        """Choose what is not shown before its lines stand in memory beside those of all else: some are written at a time, and
+        counted. Of what malloc has had for them it keeps much, as holes between the lines that are shown."""
+        self._write_node(sample)
+        series, total = self._series(sample, self._in_pieces(things))
+        if total > self._budget.most:
+            self._budget.drop(series, total)
+
+    def _in_pieces(self, things: Mapping[tuple[Scope, bool], Mapping[Any, Any]]) -> Iterator[Table[Any]]:
+        """Yield tables that have all there is, a part in each."""
+        for place, found in things.items():
+            keys = [key for key in found if _owner(key) not in self._budget.hidden]
+            for start in range(0, len(keys), _AT_A_TIME):
+                table = self._table(*place)
+                table.update({key: found[key] for key in keys[start : start + _AT_A_TIME]})
+                yield table
 
     def _fill(self, sample: NodeSample, things: Mapping[tuple[Scope, bool], Mapping[Any, Any]]) -> None:
         hidden = self._budget.hidden
         for place, table in self._tables.items():
             found = things[place]
             table.update({key: thing for key, thing in found.items() if _owner(key) not in hidden} if hidden else found)
-        labels = frozenset(map(labels_of, hidden))
+        self._write_node(sample)
+
+    def _write_node(self, sample: NodeSample) -> None:
+        labels = frozenset(map(labels_of, self._budget.hidden))
         self._node = {f.name: list(node_lines(f, sample, labels)) for f in self._families if f.scope is Scope.NODE}
 
     @property
@@ -114,10 +134,12 @@ class Encoder:
         """All samples but the process's."""
         return sum(table.samples for table in self._tables.values()) + sum(map(len, self._node.values())) + len(self._own)
 
-    def _series(self, sample: NodeSample) -> Counter[Key]:
-        """Return how many samples each cgroup and namespace has."""
+    def _series(self, sample: NodeSample, tables: Iterable[Table[Any]]) -> tuple[Counter[Key], int]:
+        """Return how many samples each cgroup and namespace has of those in `tables`, and how many there are in all."""
         found: Counter[Key] = Counter()
-        for table in self._tables.values():
+        total = sum(map(len, self._node.values())) + len(self._own)
+        for table in tables:
+            total += table.samples
             for key, samples in table.series():
                 found[_owner(key)] += samples
         more = Counter(
@@ -125,7 +147,7 @@ class Encoder:
         )
         for key in found:
             found[key] += more[labels_of(key)]
-        return found
+        return found, total
 
     def _table(self, scope: Scope, ended: bool) -> Table[Any]:
         families = [f for f in self._families if f.scope is scope and (not ended or f.type == "counter" or f.final)]

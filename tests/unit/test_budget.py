@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import tracemalloc
 from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from nsagent.cgroups.stats import CgroupStats, CpuStats, PidsStats
+from nsagent.cgroups.stats import CgroupStats, CpuStats, MemoryStats, PidsStats
 from nsagent.identity import CgroupInfo
-from nsagent.metrics import catalogue
+from nsagent.metrics import catalogue, encode
 from nsagent.metrics.encode import Encoder
 from nsagent.namespaces import NamespaceId, NamespaceKind
 from nsagent.nsfigures import Device, NamespaceFigures, NodeFigures
@@ -111,3 +112,20 @@ def test_a_new_limit_is_a_new_choice() -> None:
     assert shown(encoder, sample)[:2] == ({"/", "/a", "/b", "1", "9"}, whole)
     encoder.limit(whole - 1)
     assert shown(encoder, sample)[1] < whole
+
+
+def test_what_is_not_shown_is_never_in_memory_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encode, "_AT_A_TIME", 64)
+    rich = CgroupStats(CpuStats(*range(10)), MemoryStats(*range(17)))
+    many = node(cgroups={f"/{number}": rich for number in range(3000)})
+    encoder = Encoder(catalogue.FAMILIES, max_series=2000)
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        encoder.chunks(many)
+        peak = tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+    assert sum(chunk.count(b"\n") for chunk in encoder.chunks(many)) > 1900
+    whole = Encoder(catalogue.FAMILIES).encode(many)
+    assert peak < 0.8 * len(whole)
