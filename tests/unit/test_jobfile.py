@@ -73,7 +73,7 @@ def test_what_is_wrong_is_named_with_its_line(tmp_path: Path, text: str, line: i
 
 
 def test_a_misspelled_key_has_a_suggestion(tmp_path: Path) -> None:
-    assert "hint: did you mean memory?" in plan(tmp_path, "memroy = '1M'\n")[2]
+    assert "hint: did you mean memory?" in plan(tmp_path, "memoryy = '1M'\n")[2]
     assert "hint: did you mean stop-timeout?" in plan(tmp_path, "stop_timeout = '1s'\n")[2]
 
 
