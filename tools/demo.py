@@ -109,16 +109,27 @@ def end(process: subprocess.Popen[bytes]) -> None:
         process.stdin.close()
     process.terminate()
     try:
-        process.wait(20)
+        process.wait(60)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
 
 
+def first_heard(trace: subprocess.Popen[bytes], log: Path) -> int:
+    """Have a call that a trace notes if it has begun; return how much is then in its log, 0 if nothing."""
+    if trace.poll() is not None:
+        raise DemoError(f"nsagent trace ended:\n{log.read_text(errors='replace')}")
+    subprocess.run(["unshare", "--ipc", "true"], check=True)
+    end = time.monotonic() + 1
+    while not (heard := log.stat().st_size) and time.monotonic() < end:
+        time.sleep(0.02)
+    return heard
+
+
 def fetch(url: str) -> str | None:
     """GET `url`; None while nobody answers there or the answer is not 200."""
     try:
-        with urllib.request.urlopen(url, timeout=10) as response:
+        with urllib.request.urlopen(url, timeout=120) as response:
             return str(response.read().decode())
     except (urllib.error.URLError, ConnectionError):
         return None
@@ -177,15 +188,13 @@ def demo(scratch: Path, pin_dir: Path) -> None:
         step("The agent", "Compiles its BPF programs (only the first time), loads them, and serves metrics on some port.")
         argv = show([NSAGENT, "agent", "--listen", "127.0.0.1:0", *state, *kept])
         agent = started.enter_context(running(argv, logs["agent"]))
-        url = wait_until(lambda: agent_url(agent, logs["agent"], scratch / "state"), 90, "the agent to be ready")
+        url = wait_until(lambda: agent_url(agent, logs["agent"], scratch / "state"), 240, "the agent to be ready")
         print(f"   It is ready on {url}, and says how it counts:")
         indent("\n".join(line for line in (fetch(f"{url}/metrics") or "").splitlines() if "nsagent_mode_info{" in line))
 
         step("Tracing", "From now on each clone, unshare and setns that concerns namespaces is noted; shown in step 5.")
         trace = started.enter_context(running(show([NSAGENT, "trace", *state]), logs["trace"]))
-        time.sleep(0.5)
-        if trace.poll() is not None:
-            raise DemoError(f"nsagent trace ended:\n{logs['trace'].read_text(errors='replace')}")
+        heard = wait_until(lambda: first_heard(trace, logs["trace"]), 120, "the trace to begin")
 
         step("A job", "In namespaces and a cgroup of its own: half a CPU, 128 MiB, 64 processes. This is its script:")
         indent(JOB)
@@ -208,8 +217,8 @@ def demo(scratch: Path, pin_dir: Path) -> None:
             indent(subprocess.run(show(argv), capture_output=True, text=True, check=True).stdout)
 
         step("What the trace saw", "How the job was made, nsenter's two setns, and unshare: each namespace before→after.")
-        wait_until(lambda: b"unshare(CLONE_NEWUTS)" in logs["trace"].read_bytes(), 10, "the traced unshare")
-        indent(logs["trace"].read_text(errors="replace"))
+        wait_until(lambda: b"unshare(CLONE_NEWUTS)" in logs["trace"].read_bytes(), 120, "the traced unshare")
+        indent(logs["trace"].read_bytes()[heard:].decode(errors="replace"))
 
         step("What the agent exports", "The job waits. One scrape has its use as a cgroup and, the same, as a PID namespace.")
         metrics = fetch(f"{url}/metrics") or ""
@@ -225,7 +234,7 @@ def demo(scratch: Path, pin_dir: Path) -> None:
         assert job.stdin is not None
         job.stdin.write(b"\n")
         job.stdin.close()
-        code = job.wait(30)
+        code = job.wait(120)
         indent(logs["job"].read_bytes()[seen:].decode(errors="replace").strip("\n"))
         if code != 0:
             raise DemoError(f"the job ended with exit code {code}")

@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +31,20 @@ def output(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def demo(output: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """The demo, running."""
-    with output.open("wb") as file:
-        process = subprocess.Popen([sys.executable, "tools/demo.py"], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
-    yield process
-    if process.poll() is None:
-        process.terminate()
-        process.wait(120)
+def start(output: Path) -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
+    """Start the demo."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start() -> subprocess.Popen[bytes]:
+        with output.open("wb") as file:
+            started.append(subprocess.Popen([sys.executable, "tools/demo.py"], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT))
+        return started[-1]
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(120)
 
 
 def leftovers(demo_pid: int) -> list[str]:
@@ -63,8 +69,9 @@ def value(text: str, pattern: str) -> float:
     return float(lines[0].split()[-1])
 
 
-def test_shows_the_job_from_three_sides_and_leaves_nothing(demo: subprocess.Popen[bytes], output: Path) -> None:
-    code = demo.wait(180)
+def test_shows_the_job_from_three_sides_and_leaves_nothing(start: Callable[[], subprocess.Popen[bytes]], output: Path) -> None:
+    demo = start()
+    code = demo.wait(600)
     text = output.read_text()
     assert code == 0, text
     for title in range(1, 9):
@@ -92,18 +99,22 @@ def test_shows_the_job_from_three_sides_and_leaves_nothing(demo: subprocess.Pope
     [("== 1.", signal.SIGINT), ("== 3.", signal.SIGINT), ("inside: done", signal.SIGINT), ("== 3.", signal.SIGTERM)],
 )
 def test_an_interrupted_demo_leaves_nothing(
-    demo: subprocess.Popen[bytes], output: Path, moment: str, number: signal.Signals
+    start: Callable[[], subprocess.Popen[bytes]], output: Path, moment: str, number: signal.Signals
 ) -> None:
-    wait_for(lambda: moment in output.read_text() or demo.poll() is not None, 120, f"the demo to print {moment}")
-    assert demo.poll() is None, output.read_text()
-    demo.send_signal(number)
-    assert demo.wait(120) == 130, output.read_text()
-    assert leftovers(demo.pid) == []
+    for _ in range(5):
+        demo = start()
+        wait_for(lambda demo=demo: moment in output.read_text() or demo.poll() is not None, 300, moment)  # type: ignore[misc]
+        demo.send_signal(number)
+        code = demo.wait(300)
+        assert leftovers(demo.pid) == []
+        if code:  # else the demo was through before the signal came: on a busy machine this process may be late
+            break
+    assert code == 130, output.read_text()
 
 
 def test_a_demo_that_fails_half_way_leaves_nothing(tmp_path: Path) -> None:
     """Without nsenter on PATH, step 4 cannot go on."""
-    for tool in ("sh", "dd", "head", "tail", "wc", "ls", "hostname"):
+    for tool in ("sh", "dd", "head", "tail", "wc", "ls", "hostname", "unshare", "true"):
         found = next((path for path in (Path("/bin") / tool, Path("/usr/bin") / tool) if path.exists()), None)
         if found is not None:
             (tmp_path / tool).symlink_to(found)
@@ -111,7 +122,7 @@ def test_a_demo_that_fails_half_way_leaves_nothing(tmp_path: Path) -> None:
     with subprocess.Popen(
         argv, cwd=ROOT, env={"PATH": str(tmp_path)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
-        text, _ = process.communicate(timeout=180)
+        text, _ = process.communicate(timeout=600)
     assert process.returncode == 1, text
     assert "error: " in text
     assert "nsenter" in text

@@ -48,7 +48,7 @@ class Plan:
     compile_inside: bool = False
     disk_mib: int = 0
     icount: bool = False
-    deadline_s: float = 420
+    deadline_s: float = 900
 
 
 @dataclass(frozen=True)
