@@ -15,8 +15,7 @@ from nsagent.launch import descriptors, quantities
 from nsagent.launch.spec import RunSpec, read_capabilities, split_env
 
 if TYPE_CHECKING:
-    from nsagent.launch.stdio import Stdio
-    from nsagent.launch.supervise import Watch
+    from nsagent.launch.relay import Stdio, Watch
 
 EPILOG: Final = """\
 Exit codes: the command's own; 128+N when signal N ended it (out of memory: 137); 124 timeout; 125 nsagent could not

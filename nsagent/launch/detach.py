@@ -12,9 +12,9 @@ from nsagent.jobs import log
 from nsagent.jobs.record import JobRecord
 from nsagent.launch import launcher
 from nsagent.launch.descriptors import close_others
+from nsagent.launch.relay import Logged
 from nsagent.launch.report import RunResult
 from nsagent.launch.spec import RunSpec
-from nsagent.launch.stdio import Logged
 
 
 def start(

@@ -10,7 +10,6 @@ import contextlib
 import os
 import signal
 from collections.abc import Mapping
-from typing import Any
 
 from nsagent.cgroups.group import Group
 from nsagent.cgroups.layout import Layout
@@ -25,35 +24,13 @@ from nsagent.launch.execute import Command
 from nsagent.launch.handshake import RELEASE
 from nsagent.launch.identity import Identity
 from nsagent.launch.joining import Join
+from nsagent.launch.relay import Stdio
 from nsagent.launch.signals import Inbox, Terminal
-from nsagent.launch.spec import DEFAULT_PATH, STOP_TIMEOUT_NS, RunSpec
-from nsagent.launch.stdio import Stdio
+from nsagent.launch.spec import DEFAULT_PATH, STOP_TIMEOUT_NS
 from nsagent.launch.supervise import Ending, Supervisor, failure_error
 from nsagent.launch.tuning import Tuning, Ulimit
 from nsagent.launch.verdict import judge
 from nsagent.namespaces import KINDS, NamespaceKind
-
-
-def give(plan: ChildPlan, spec: RunSpec) -> dict[str, Any]:
-    """Return what a job was given, as its file keeps it while it runs."""
-    home = {} if plan.identity.user is None else {"HOME": os.fsdecode(plan.command.environment[b"HOME"])}
-    return {
-        "identity": plan.identity._asdict(),
-        "capabilities": plan.confinement.capabilities,
-        "no_new_privileges": plan.confinement.no_new_privileges,
-        "filter": None if plan.confinement.filter is None else plan.confinement.filter.hex(),
-        "tuning": spec.tuning._replace(ulimits=plan.ulimits)._asdict(),
-        "workdir": plan.workdir or _here(),
-        "env": home | dict(spec.env),
-        "clean_env": spec.clean_env,
-    }
-
-
-def _here() -> str:
-    try:
-        return os.getcwd()
-    except OSError:  # it was removed
-        return "/"
 
 
 def run(

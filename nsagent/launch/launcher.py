@@ -15,13 +15,13 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nsagent import jobs
 from nsagent.cgroups.group import Group
 from nsagent.cgroups.layout import Layout, read_layout
 from nsagent.errors import AccessError, LaunchError, NsagentError, UnsupportedError, UsageError, VanishedError
-from nsagent.launch import child, idmaps, inside, joining, measure, prepare, tuning
+from nsagent.launch import child, idmaps, joining, measure, prepare, tuning
 from nsagent.launch.clone import clone3
 from nsagent.launch.entry import adopt
 from nsagent.launch.handshake import RELEASE
@@ -30,11 +30,13 @@ from nsagent.launch.prepare import child_plan, id_maps
 from nsagent.launch.report import JobUsage, NamespaceRef, RunResult, to_dict
 from nsagent.launch.signals import Inbox, Terminal
 from nsagent.launch.spec import RunSpec
-from nsagent.launch.stdio import Stdio
-from nsagent.launch.supervise import Alarm, CpuTimeout, Ending, Supervisor, Watch, failure_error
+from nsagent.launch.supervise import Alarm, CpuTimeout, Ending, Supervisor, failure_error
 from nsagent.launch.timeline import Recorder
 from nsagent.launch.verdict import judge
 from nsagent.namespaces import NamespaceKind
+
+if TYPE_CHECKING:
+    from nsagent.launch.relay import Stdio, Watch
 
 
 def run(
@@ -298,7 +300,7 @@ class _Launch:
             if maps is not None:
                 idmaps.write(pid, maps)
             self._notes += tuning.prepare(pid, spec.tuning, best_effort=spec.best_effort)
-            self._register(pid, inside.give(plan, spec))
+            self._register(pid, prepare.given(plan, spec))
             os.write(release, RELEASE)
             with self._alarms(supervisor) as alarms:
                 ending = supervisor.wait(alarms)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from typing import Any
 
 from nsagent.cgroups import plan
 from nsagent.cgroups.layout import CGROUPFS, Layout
@@ -220,3 +221,25 @@ def _hierarchies(layout: Layout) -> tuple[Hierarchy, ...]:
             options = [*sorted(hierarchy.controllers), *([f"name={hierarchy.name}"] if hierarchy.name else [])]
             found.append(Hierarchy(name, "cgroup", ",".join(options if hierarchy.controllers else ["none", *options])))
     return tuple(found)
+
+
+def given(plan: ChildPlan, spec: RunSpec) -> dict[str, Any]:
+    """Return what a job was given, as its file keeps it while it runs for nsagent.launch.inside."""
+    home = {} if plan.identity.user is None else {"HOME": os.fsdecode(plan.command.environment[b"HOME"])}
+    return {
+        "identity": plan.identity._asdict(),
+        "capabilities": plan.confinement.capabilities,
+        "no_new_privileges": plan.confinement.no_new_privileges,
+        "filter": None if plan.confinement.filter is None else plan.confinement.filter.hex(),
+        "tuning": spec.tuning._replace(ulimits=plan.ulimits)._asdict(),
+        "workdir": plan.workdir or _here(),
+        "env": home | dict(spec.env),
+        "clean_env": spec.clean_env,
+    }
+
+
+def _here() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # it was removed
+        return "/"

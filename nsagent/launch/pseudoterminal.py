@@ -17,7 +17,8 @@ import termios
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from nsagent.launch.stdio import Press, Relay, StdioPlan
+from nsagent.launch.relay import Press, Relay
+from nsagent.launch.stdio import StdioPlan
 
 _PIECE: Final = 4096  # PIPE_BUF: a pipe that poll(2) calls writable takes as much without waiting
 _KEYS: Final = ((termios.VINTR, signal.SIGINT), (termios.VQUIT, signal.SIGQUIT))

@@ -9,13 +9,15 @@ import signal
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from nsagent.cgroups.meter import Meter
 from nsagent.errors import LaunchError, UnsupportedError
 from nsagent.launch.handshake import Began, Decoder, Ended, Failed, Ready
 from nsagent.launch.signals import HARMLESS, STOPPING, Inbox, Received, Terminal, read_disposition
-from nsagent.launch.stdio import Stdio
+
+if TYPE_CHECKING:
+    from nsagent.launch.relay import Stdio, Watch
 
 _CPU_PAUSE_NS = 4_000_000  # a tick: a running task's time is not known sooner
 _STOP_DEADLINE_S = 5.0
@@ -41,19 +43,6 @@ class Alarm:
 
     due_ns: int | None
     ring: Callable[[int], int | None]
-
-
-class Watch(Protocol):
-    """Somebody who looks on while a job runs."""
-
-    def begin(self, meter: Meter | None, now_ns: int) -> Alarm:
-        """CMD runs; `meter` reads its cgroup, if it has one. Return when to look for the first time."""
-
-    def suspended(self, stop: Callable[[], None]) -> None:
-        """Call `stop`, in which this process stands still and others have our terminal."""
-
-    def finish(self) -> None:
-        """CMD has ended, or will not run."""
 
 
 class CpuTimeout:
