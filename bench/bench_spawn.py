@@ -1,19 +1,16 @@
-"""posix_spawn, exec and wait of /bin/true without the programs, with the accounting programs, and with those that trace
-too, in alternating blocks: what nsagent costs the processes of a node at birth, exec and exit. One unshare(CLONE_NEWUTS),
-a traced call that changes something each time. And one getppid(2): what attaching to the six traced calls costs all other
-system calls."""
+"""posix_spawn, exec and wait of /bin/true without the programs, with the accounting programs (`--no-trace`), and with those that
+trace too: what nsagent costs the processes of a node at birth, exec and exit. And one getppid(2): what attaching to the six
+traced calls costs all other system calls. The cases take turns, and another comes first in each round."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 
 from bench.attached import programs
-from bench.measure import Result, elapsed
+from bench.measure import Result, elapsed, rotated
 
 TITLE = "Cost to the processes of the node"
 BLOCKS = 6
@@ -44,37 +41,21 @@ def system_call_ns() -> float:
     return (time.perf_counter_ns() - start) / CALLS
 
 
-def unshares() -> list[float]:
-    """Return the times of unshare(CLONE_NEWUTS), in microseconds: the mean of each hundred, in a process of their own."""
-    script = (
-        "import time; from nsagent import libc\n"
-        "for block in range(8):\n"
-        "    start = time.perf_counter_ns()\n"
-        "    for _ in range(100): libc.unshare(libc.CLONE_NEWUTS)\n"
-        "    print((time.perf_counter_ns() - start) / 1e5)"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    return [float(line) for line in done.stdout.split()]
-
-
 def measure() -> Result:
-    """Alternate blocks with and without the programs."""
+    """Go round the states."""
     states: dict[str, Callable[[], contextlib.AbstractContextManager[object]]] = {
         NONE: contextlib.nullcontext,
         "accounting": lambda: programs(trace=False),
         "accounting and tracing": lambda: programs(trace=True),
     }
     times: dict[str, list[float]] = {f"spawn+exec+wait, {name}": [] for name in states}
-    changes: dict[str, list[float]] = {f"unshare, {name}": [] for name in states}
     calls: dict[str, list[float]] = {f"getppid, {name}": [] for name in states}
-    for _ in range(BLOCKS):
-        for name, state in states.items():
-            with state():
+    for number in range(BLOCKS):
+        for name in rotated(list(states), number):
+            with states[name]():
                 times[f"spawn+exec+wait, {name}"] += spawns()
-                changes[f"unshare, {name}"] += unshares()
                 calls[f"getppid, {name}"] += [system_call_ns() for _ in range(5)]
     result = Result()
     result.add(times, "µs", f"spawn+exec+wait, {NONE}")
-    result.add(changes, "µs", f"unshare, {NONE}")
     result.add(calls, "ns", f"getppid, {NONE}")
     return result

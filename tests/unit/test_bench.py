@@ -7,7 +7,7 @@ import os
 import pytest
 
 from bench import run
-from bench.measure import Result, herd, interleaved
+from bench.measure import Result, herd, interleaved, rotated
 
 
 def group_members(group: int) -> list[int]:
@@ -33,6 +33,10 @@ def test_cases_take_turns_and_the_first_round_is_not_counted() -> None:
     samples = interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=3)
     assert calls == ["a", "b"] * 4
     assert {name: len(values) for name, values in samples.items()} == {"a": 3, "b": 3}
+
+
+def test_another_case_comes_first_in_each_round() -> None:
+    assert ["".join(rotated("abc", number)) for number in range(4)] == ["abc", "bca", "cab", "abc"]
 
 
 def test_a_herd_has_its_size_and_leaves_nobody() -> None:
