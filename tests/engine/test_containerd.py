@@ -94,7 +94,8 @@ def test_two_containers_one_after_the_other_have_two_histories(world: list[str],
 
         def ended() -> list[dict[str, Any]]:
             everything = asked(world, "history", "--kind", "net")["records"]
-            return [each for each in everything if each["state"] == "ended" and each["members"]]
+            over = [each for each in everything if each["state"] == "ended" and each["members"]]
+            return [each for each in over if each["members"][0]["pid"] in pids]  # others of this node have namespaces too
 
         wait_for(lambda: len(ended()) == 2, what="the end of two net namespaces")
         found = ended()
