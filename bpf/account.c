@@ -400,7 +400,8 @@ int on_pass(u64 *ctx)
 		row->rss_anon_bytes = row->rss_file_bytes = row->rss_shmem_bytes = 0;
 		row->swap_bytes = row->pagetables_bytes = 0;
 	}
-	if (task->exit_state)
+	/* From its exit hook on, not from exit_state on: what a pass takes in between would be taken again at the free. */
+	if (task->exit_state || mine->told & NSAGENT_TOLD_EXIT)
 		keep_for_free(task, mine);
 	row->threads++;
 	if (task->pid == task->tgid)
