@@ -200,6 +200,11 @@ class Place:
         """Tell whether the cgroup still exists, so that a file it lacks is one that it never had: a removed one has no file."""
         return not self.gone and self.has("cgroup.procs")
 
+    @property
+    def is_system(self) -> bool:
+        """Tell whether it is the whole system: a v2 tree's own root, not that of a cgroup namespace, which has a cgroup.type."""
+        return self.is_root and not self.has("cgroup.type")
+
     def stands(self) -> bool:
         """Tell whether what is read is still this cgroup, and not one made anew: without a descriptor it is read by path."""
         try:

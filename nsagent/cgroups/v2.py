@@ -95,6 +95,11 @@ def _decoded(keys: tuple[bytes, ...]) -> tuple[str, ...]:
     return tuple(key.decode("ascii", "replace") for key in keys)
 
 
+def without_full(pressure: bytes) -> bytes:
+    """Return the system's cpu.pressure without its `full`: undefined there, and always 0 (Documentation/accounting/psi.rst)."""
+    return pressure.partition(b"full ")[0]
+
+
 def parse_flat(text: bytes | None) -> dict[str, int]:
     """Parse a flat keyed file, ``KEY VALUE`` a line; what is not of that form is left out."""
     if not text:

@@ -398,7 +398,8 @@ _FAMILIES: Final[tuple[Family, ...]] = (
     _by(
         "pressure_stalled_seconds_total",
         ("resource",),
-        "Time in which all tasks that were not idle waited for a resource (cpu, memory, io, irq).",
+        "Time in which all tasks that were not idle waited for a resource (cpu, memory, io, irq). The system as a whole, the "
+        "root, has none of cpu.",
         "v2 cpu.pressure, memory.pressure, io.pressure, irq.pressure (since 6.1): full. Needs CONFIG_PSI",
         "pressure.resources.stalled_ns",
         scale=NS_PER_S,

@@ -13,7 +13,7 @@ from nsagent.cgroups import places
 from nsagent.cgroups.layout import Hierarchy, Layout, read_layout
 from nsagent.cgroups.pace import BOUNDS_S, Pace
 from nsagent.cgroups.reader import Reader
-from nsagent.cgroups.stats import CgroupStats, CpuStats, PidsStats
+from nsagent.cgroups.stats import CgroupStats, CpuStats, PidsStats, Pressure
 from nsagent.cgroups.tree import Cgroup, Tree, walk
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures" / "cgroups"
@@ -391,3 +391,31 @@ def test_a_path_is_one_string_in_all_hierarchies(tmp_path: Path) -> None:
     cpu, pids = ([path for path, _ in walk(Hierarchy(1, f"{tmp_path}/{name}", frozenset({name})))] for name in ("cpu", "pids"))
     assert cpu == ["/", "/jobs", "/jobs/one"]
     assert all(path is other for path, other in zip(cpu, pids, strict=True))
+
+
+@pytest.mark.parametrize(("has_type", "stalled"), [(False, None), (True, 0)])
+def test_the_whole_system_has_no_stall_of_its_cpus(tmp_path: Path, has_type: bool, stalled: int | None) -> None:
+    """The kernel leaves it undefined and prints 0; the root of a cgroup namespace is a cgroup like any other."""
+    shutil.copytree(FIXTURES / "v2", tmp_path / "v2")
+    root = tmp_path / "v2/sys/fs/cgroup"
+    line = "some avg10=0.00 avg60=0.00 avg300=0.00 total=7\n"
+    zero = line.replace("some", "full").replace("7", "0")
+    proc = tmp_path / "v2/proc/pressure"
+    proc.mkdir(exist_ok=True)
+    for name in ("cpu", "io"):
+        (proc / name).write_text(line + zero)
+        (root / f"{name}.pressure").write_text(line + zero)
+        (root / f"jobs/one/{name}.pressure").write_text(line + zero)
+    if has_type:
+        (root / "cgroup.type").write_text("domain\n")
+    tree = Tree(read_layout(f"{tmp_path}/v2/proc", str(root)))
+    tree.scan()
+    reader = Reader(tree.layout)
+    found = {path: stats.pressure for path, stats in reader.read_all(tree).items()}
+    assert found["/"] == reader.read("/").pressure
+    reader.close()
+    assert found["/"] is not None
+    assert found["/jobs/one"] is not None
+    assert found["/"].resources["cpu"] == Pressure(7000, stalled)
+    assert found["/"].resources["io"] == Pressure(7000, 0)
+    assert found["/jobs/one"].resources["cpu"] == Pressure(7000, 0)
