@@ -108,7 +108,14 @@ keep_lines(cli)
 
 
 def fail(message: str, hint: str, code: int) -> int:
-    """Print one `error:` line and, if there is one, one `hint:` line; return `code`."""
+    """Print one `error:` line and, if there is one, one `hint:` line; return `code`.
+
+    Names in them are the kernel's or a user's: an ESC in one is not for the terminal.
+    """
+    if not (message + hint).isprintable():
+        from nsagent.events import printable
+
+        message, hint = printable(message), printable(hint)
     click.echo(f"error: {message}", err=True)
     if hint:
         click.echo(f"hint: {hint}", err=True)

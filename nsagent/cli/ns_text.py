@@ -19,8 +19,8 @@ _WIDE: Final = 60
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print columns; `-` for what is not known. The last column is as wide as it is."""
-    cells = [tuple(head), *(tuple("-" if cell in (None, "") else str(cell) for cell in row) for row in rows)]
+    """Print columns, made printable; `-` for what is not known. The last column is as wide as it is."""
+    cells = [tuple(head), *(tuple("-" if cell in (None, "") else printable(str(cell)) for cell in row) for row in rows)]
     widths = [max(map(len, column)) for column in list(zip(*cells, strict=True))[:-1]]
     for row in cells:
         click.echo("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip())

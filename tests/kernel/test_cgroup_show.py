@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from pathlib import Path
 
@@ -55,3 +56,21 @@ def test_a_job_is_in_the_tree(jobs: Jobs) -> None:
     gone = support.run_nsagent("cgroup", "tree", path)
     assert gone.returncode == 2
     assert "there is no cgroup" in gone.stderr
+
+
+def test_a_name_cannot_write_to_the_terminal(cgroup_name: str) -> None:
+    support.require_root()
+    path = os.fsencode(f"{read_layout().accounting[1].mountpoint}/{cgroup_name}")
+    name = b"a\x1b[31m\r\t\xff"
+    os.makedirs(path + b"/" + name)
+    try:
+        done = support.run_nsagent("cgroup", "tree", cgroup_name)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[-1].endswith("  a\\x1b[31m\\x0d\\x09\\xff")
+        (_, row) = json.loads(support.run_nsagent("cgroup", "tree", cgroup_name, "-o", "json").stdout)
+        assert os.fsencode(row["path"]) == b"/" + os.fsencode(cgroup_name) + b"/" + name
+        gone = support.run_nsagent("cgroup", "tree", os.fsdecode(name))
+        assert gone.stderr.splitlines()[0] == "error: there is no cgroup a\\x1b[31m\\x0d\\x09\\xff"
+    finally:
+        os.rmdir(path + b"/" + name)
+        os.rmdir(path)

@@ -55,6 +55,11 @@ def test_bad_command_lines_get_two_lines_and_exit_2(args: list[str], error: str)
     assert second.startswith("hint: see 'nsagent")
 
 
+def test_names_in_errors_are_made_printable(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.fail("no a\x1b[2J\udcff", "not\r", 125) == 125
+    assert capsys.readouterr().err == "error: no a\\x1b[2J\\xff\nhint: not\\x0d\n"
+
+
 def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> int:
     """Run a command that raises `error` through cli.invoke, and return the exit code."""
 
