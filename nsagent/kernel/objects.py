@@ -272,10 +272,10 @@ def adopt(pin_dir: str = DEFAULT_PIN_DIR) -> Loaded | None:
     """Open what is loaded under `pin_dir`; None where there is nothing, or not all of it.
 
     Raises:
-        AccessError: the pins may not be opened.
+        AccessError: the pins may not be looked for, or not be opened.
         NsagentError: a load has been going on for too long.
     """
-    if not os.path.isdir(pin_dir):
+    if not pins.exists(pin_dir):
         return None
     with locked(pin_dir):
         _sweep(pin_dir)

@@ -15,6 +15,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import stat
 import time
 from types import TracebackType
 from typing import Final, Self
@@ -74,6 +75,16 @@ def own(pin_dir: str, *, deadline_s: float = 0.0) -> Lock:
 def owner(pin_dir: str) -> int | None:
     """Return the process that owns the pin directory; None without one, 0 if its PID namespace hides it from us."""
     return _holder(f"{pin_dir}/owner")
+
+
+def exists(pin_dir: str) -> bool:
+    """Tell whether there is a pin directory. Raises AccessError where one above it is closed to this user, as a bpffs is."""
+    try:
+        return stat.S_ISDIR(os.stat(pin_dir).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as exc:
+        raise AccessError(f"cannot look into {pin_dir}: {exc.strerror}", hint="run as root") from exc
 
 
 def make_pin_dir(pin_dir: str) -> None:
@@ -191,7 +202,7 @@ def unload(pin_dir: str) -> bool:
         AccessError: the pins may not be removed.
         NsagentError: a load has been going on for too long.
     """
-    if not os.path.isdir(pin_dir):
+    if not exists(pin_dir):
         return False
     with locked(pin_dir):
         try:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import NamedTuple, NoReturn
+from typing import Final, NamedTuple, NoReturn
 
 from nsagent import libc
 from nsagent.launch.descriptors import close_on_exec_from
 from nsagent.launch.handshake import Step
+
+INTERPRETER: Final = "execve of its interpreter"  # the call that failed, where CMD itself is there
 
 
 class Command(NamedTuple):
@@ -28,7 +30,12 @@ def execute(command: Command, step: Step) -> NoReturn:
     close_on_exec_from(3)
     _reset_signals(command.ignored)
     if b"/" in program:
-        _execve(program, command)
+        try:
+            _execve(program, command)
+        except FileNotFoundError:
+            if os.path.exists(program):  # asked here, where the job's root is
+                step("exec", INTERPRETER, os.fsdecode(program))
+            raise
     denied: OSError | None = None
     for directory in command.search_path:
         try:

@@ -30,7 +30,7 @@ from nsagent.launch.prepare import child_plan, id_maps
 from nsagent.launch.report import JobUsage, NamespaceRef, RunResult, to_dict
 from nsagent.launch.signals import Inbox, Terminal
 from nsagent.launch.spec import RunSpec
-from nsagent.launch.supervise import Alarm, CpuTimeout, Ending, Supervisor, failure_error
+from nsagent.launch.supervise import Alarm, CpuTimeout, Ending, Supervisor, UnreadyError, failure_error
 from nsagent.launch.timeline import Recorder
 from nsagent.launch.verdict import judge
 from nsagent.namespaces import NamespaceKind
@@ -193,6 +193,8 @@ class _Launch:
             orphans = Orphans() if self._group is None else None
             try:
                 ending, status, wall_ns, usage = self._run_child(layout)
+            except UnreadyError as exc:
+                raise self._too_small() or exc from None
             finally:
                 if orphans is not None:
                     orphans.kill()
@@ -356,6 +358,15 @@ class _Launch:
             return
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+
+    def _too_small(self) -> LaunchError | None:
+        """Return why the child died on its way to CMD, if its cgroup's events tell: it is an interpreter until then."""
+        memory = self._group.stats().memory if self._group else None
+        if memory is None or not memory.events.get("oom_kill"):
+            return None
+        message = "the child was killed for lack of memory before it was ready"
+        hint = "the memory limit is too small for the launcher's child: raise --memory to some MiB"
+        return LaunchError(message, stage="handshake", call="read", hint=hint)
 
     def _with_group_usage(self, usage: JobUsage) -> JobUsage:
         if self._group is None:

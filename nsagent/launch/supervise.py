@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from nsagent.cgroups.meter import Meter
 from nsagent.errors import LaunchError, UnsupportedError
+from nsagent.launch.execute import INTERPRETER
 from nsagent.launch.handshake import Began, Decoder, Ended, Failed, Ready
 from nsagent.launch.signals import HARMLESS, STOPPING, Inbox, Received, Terminal, read_disposition
 
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 _CPU_PAUSE_NS = 4_000_000  # a tick: a running task's time is not known sooner
 _STOP_DEADLINE_S = 5.0
 _SUSPEND_GRACE_S = 0.2  # for a program that puts its terminal in order on SIGTSTP
+
+
+class UnreadyError(LaunchError):
+    """The child was killed on its way to CMD, and could not say why."""
 
 
 class Ending(NamedTuple):
@@ -120,7 +125,7 @@ class Supervisor:
                     raise failure_error(message)
                 ready = ready or isinstance(message, Ready)
             if not data:
-                raise LaunchError("the child ended before it was ready", stage="handshake", call="read")
+                raise UnreadyError("the child ended before it was ready", stage="handshake", call="read")
 
     def wait(self, alarms: Iterable[Alarm] = ()) -> Ending:
         """Pass signals on, and do what `alarms` and the relays of `stdio` say, until the child has ended."""
@@ -318,7 +323,7 @@ def failure_error(failure: Failed) -> LaunchError:
         message = f"{failure.path}: {reason}"
         if code == 126:
             hint = "the job's user must be allowed to execute it; a script needs a '#!' line"
-        elif "/" in failure.path and os.path.exists(failure.path):
+        elif failure.call == INTERPRETER:
             hint = "the file exists: the interpreter in its '#!' line, or its ELF loader, does not"
         else:
             hint = "it is looked up in PATH inside the job" if "/" not in failure.path else "there is no such file inside the job"

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from nsagent.cgroups.layout import read_layout
+from nsagent.kernel import mounts
 from tests import support
-from tests.kernel.launching import Done, Jobs
+from tests.kernel.launching import Done, Jobs, make_rootfs
 
 pytestmark = pytest.mark.kernel
 
@@ -108,6 +109,40 @@ def test_what_an_ordinary_user_may_not(tmp_path: Path, words: tuple[str, ...]) -
     stderr = "".join(line for line in done.stderr.splitlines(keepends=True) if not line.startswith("no agent"))
     refused(done.returncode, stderr)
     assert done.returncode == 125
+
+
+def test_a_command_that_the_rootfs_lacks(jobs: Jobs, tmp_path: Path) -> None:
+    """The host has both: what is said is of the rootfs."""
+    root = make_rootfs(tmp_path)
+    program = "/tmp/script"
+    done = jobs.run("--rootfs", str(root), "--", "/bin/sh")
+    refused(done.code, done.err)
+    assert (done.code, "/bin/sh: command not found" in done.err) == (127, True)
+    (root / "tmp/script").write_text("#!/bin/sh\n")
+    (root / "tmp/script").chmod(0o755)
+    done = jobs.run("--rootfs", str(root), "--", program)
+    refused(done.code, done.err)
+    assert (done.code, "interpreter" in done.err) == (127, True)
+
+
+def test_a_memory_limit_too_small_for_the_child(jobs: Jobs) -> None:
+    support.require(read_layout().of("memory"), "no memory controller")
+    done = jobs.run("--memory", "1k", "--", "true")
+    refused(done.code, done.err)
+    assert "--memory" in done.err
+    assert done.code == 125
+    assert jobs.cgroups() == []
+
+
+@pytest.mark.parametrize("action", ["status", "unload"])
+def test_a_bpffs_that_is_closed(action: str) -> None:
+    """As a bpffs is to ordinary users (mode 1700): what is in it is not known to be nothing."""
+    support.require_root()
+    support.require(mounts.is_bpffs(mounts.BPFFS), "no bpffs")
+    support.require(not os.stat(mounts.BPFFS).st_mode & 0o001, "the bpffs is open to every user")
+    done = support.run_nsagent("bpf", action, "--pin-dir", f"{mounts.BPFFS}/nsagent-test-closed", preexec_fn=as_nobody)
+    refused(done.returncode, done.stderr)
+    assert (done.returncode, done.stdout) == (125, "")
 
 
 @pytest.fixture

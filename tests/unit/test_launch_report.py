@@ -14,6 +14,7 @@ from nsagent.cgroups.limits import Limits
 from nsagent.cgroups.stats import CgroupStats, CpuStats, IoDevice, IoStats, MemoryStats, PidsStats, Pressure, PressureStats
 from nsagent.errors import AccessError, UsageError
 from nsagent.launch import gauges, measure, report, text, timeline, verdict
+from nsagent.launch.execute import INTERPRETER
 from nsagent.launch.handshake import Failed
 from nsagent.launch.supervise import failure_error
 
@@ -258,4 +259,10 @@ def test_other_failures_name_stage_call_and_path() -> None:
 
 
 def test_a_missing_interpreter_is_named() -> None:
-    assert "interpreter" in failure_error(Failed("exec", "execve", 2, "/etc/passwd")).hint
+    assert "interpreter" in failure_error(Failed("exec", INTERPRETER, 2, "/x")).hint
+
+
+def test_a_command_that_only_the_host_has_is_not_found() -> None:
+    error = failure_error(Failed("exec", "execve", 2, "/etc/passwd"))
+    assert (error.message, error.exit_code) == ("/etc/passwd: command not found", 127)
+    assert "inside the job" in error.hint
