@@ -12,8 +12,10 @@ _PAGE: Final = 8192  # more than any file but io.stat and memory.stat has
 _ROOM: Final = 2048  # a longer answer may have been cut at the end of the kernel's buffer, a page at first
 _SIZE: Final = 65536
 # ENOENT and ENODEV: the cgroup ended. EOPNOTSUPP: a threaded cgroup, or a controller that is off. EACCES, EPERM: another
-# user's. EINVAL and EIO: files that cannot be read in this cgroup, such as the root's.
-GONE: Final = frozenset({errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP, errno.EACCES, errno.EPERM, errno.EINVAL, errno.EIO})
+# user's. EINVAL and EIO: files that cannot be read in this cgroup, such as the root's. ENAMETOOLONG: there is no way to it.
+GONE: Final = frozenset(
+    {errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP, errno.EACCES, errno.EPERM, errno.EINVAL, errno.EIO, errno.ENAMETOOLONG}
+)
 
 
 def open_file(name: str, directory: int | None) -> int | None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
@@ -57,11 +58,18 @@ class Tree:
         self._changes = {h.key: Changes.of(h) if watched else None for h in layout.hierarchies}
         self._touched: dict[str, set[int] | None] = dict.fromkeys(self._changes)
         self._ids: dict[str, dict[str, int]] = {}  # as of the last scan, by hierarchy, then path
+        self._too_long: dict[str, frozenset[str]] = {}
 
     @property
     def is_watched(self) -> bool:
         """Tell whether the kernel tells of changes in all hierarchies, so that none is walked."""
         return all(self._changes.values())
+
+    @property
+    def too_long(self) -> frozenset[str]:
+        """The paths of what the last scan met and left out, as no system call takes its path (PATH_MAX), each without what is
+        below it."""
+        return frozenset().union(*self._too_long.values())
 
     def close(self) -> None:
         """Close what watches the hierarchies; `scan` walks them again then."""
@@ -108,20 +116,25 @@ class Tree:
         heard = changes.read() if changes is not None else None
         touched = self._touched[hierarchy.key]
         self._touched[hierarchy.key] = None if heard is None or touched is None else touched | heard.keys()
+        too_long: set[str] = set()
         if known is None or heard is None:
-            found = dict(walk(hierarchy))
+            found = dict(walk(hierarchy, too_long=too_long))
+            self._too_long[hierarchy.key] = frozenset(too_long)
             return known if known == found else found
         if not any(heard.values()):
             return known
         paths = {number: path for path, number in known.items()}
         current = dict(known)
+        too_long |= self._too_long[hierarchy.key]
         # A directory that is not known is below another of which something was heard.
         for path in sorted(paths[number] for number, born in heard.items() if born and number in paths):
             if path in current or path == (hierarchy.prefix or "/"):
                 below = path.rstrip("/") + "/"
                 for other in [other for other in current if other.startswith(below)]:
                     del current[other]
-                current.update(walk(hierarchy, path))
+                too_long -= {other for other in too_long if other.startswith(below)}
+                current.update(walk(hierarchy, path, too_long))
+        self._too_long[hierarchy.key] = frozenset(too_long)
         return current
 
     def add(self, cgroup: Cgroup) -> None:
@@ -177,10 +190,10 @@ class Tree:
             del self.tombstones[path]
 
 
-def walk(hierarchy: Hierarchy, top: str | None = None) -> Iterator[tuple[str, int]]:
+def walk(hierarchy: Hierarchy, top: str | None = None, too_long: set[str] | None = None) -> Iterator[tuple[str, int]]:
     """Yield (path, kernfs id) of every cgroup of a mounted hierarchy, or of `top` and below; parents first.
 
-    What may not be read is left out.
+    What may not be read is left out; what has a path that no system call takes is added to `too_long`.
 
     A kernfs directory's link count is 2 plus its subdirectories: one without any is not listed, which would cost a
     readdir of all its files.
@@ -190,8 +203,10 @@ def walk(hierarchy: Hierarchy, top: str | None = None) -> Iterator[tuple[str, in
     while pending:
         path, place = pending.pop()
         try:
-            status = os.stat(place)
-        except OSError:
+            status = os.stat(f"{place}/.")  # by which it is opened
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG and too_long is not None:
+                too_long.add(path)
             continue  # removed meanwhile
         yield path, status.st_ino
         if status.st_nlink == 2:

@@ -271,7 +271,8 @@ FAMILIES: Final[tuple[Family, ...]] = (
         "counter",
         Scope.NODE,
         "Cgroups that a scrape found and that are neither read nor shown, each once: excluded (--cgroup-exclude), not_included "
-        "(--cgroup-include), too_deep (--max-depth). What they use is in the figures of the cgroups above them.",
+        "(--cgroup-include), too_deep (--max-depth), path_too_long (beyond PATH_MAX; it stands for all below). What they use is "
+        "in the figures of the cgroups above them.",
         "the agent",
         ("reason",),
         each=_skipped,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
+from typing import Final
 
 from nsagent.cgroups.ends import Ended, Ends
 from nsagent.cgroups.layout import Layout
@@ -17,6 +18,8 @@ from nsagent.sample import FileFigures
 
 log = logging.getLogger(__name__)
 
+_TOO_LONG: Final = "path_too_long"
+
 
 class NodeCgroups:
     """The cgroups of a layout as sample.CgroupSource."""
@@ -28,7 +31,8 @@ class NodeCgroups:
         self._lane: CgroupLane | None = None
         self._accounting = layout.accounting[1].key
         self._ended: dict[str, Ended] = {}
-        self._skipped = dict.fromkeys(REASONS, 0)
+        self._skipped = dict.fromkeys((*REASONS, _TOO_LONG), 0)
+        self._too_long: frozenset[str] = frozenset()
         self._counted: tuple[int, Selection, Mapping[str, int]] = -1, Selection(), {}  # a generation of the tree, and its ids
         self.ends: Ends | None = None  # where the kernel tells of births and ends
 
@@ -38,6 +42,7 @@ class NodeCgroups:
             self.ends.drain()
         self._tree.scan()
         unwalked = len(self._reader.unwalked)
+        self._count_too_long()
         self._count_skipped(selection)
         found = self._reader.read_all(self._tree, None if selection.everything else selection.selects)
         for hierarchy, reason in list(self._reader.unwalked.items())[unwalked:]:
@@ -51,6 +56,14 @@ class NodeCgroups:
         pace, falls = self._reader.pace, self._reader.falls.counts
         memory = self._reader.kernel_memory_bytes
         return FileFigures(memory, dict(pace.backoffs), dict(self._skipped), dict(pace.reads), dict(falls))
+
+    def _count_too_long(self) -> None:
+        """Count those that are new among what has no path that a system call takes; the log says so of the first."""
+        before, self._too_long = self._too_long, self._tree.too_long
+        new = len(self._too_long - before)
+        if new and not self._skipped[_TOO_LONG]:
+            log.warning("event=cgroups_skipped reason=%s count=%d", _TOO_LONG, new)
+        self._skipped[_TOO_LONG] += new
 
     def _count_skipped(self, selection: Selection) -> None:
         """Count those not selected that are new, or that another selection had selected."""

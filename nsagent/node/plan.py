@@ -142,7 +142,7 @@ def _rows(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "state", f"{config.state_dir}; pins {config.pin_dir}; cache {config.cache_dir}"
     yield from _reads(plan)
     yield "asks", ", ".join(path for path in config.runtimes if os.path.exists(path)) or "no container runtime"
-    skipped = f", {plan.skipped} more not selected" if plan.skipped else ""
+    skipped = f", {plan.skipped} more not shown" if plan.skipped else ""
     yield "node", f"{plan.cgroups} cgroups{skipped}, {plan.namespaces} namespaces"
     total = sum(plan.series.values())
     limit = f"; --max-series {config.max_series}" if config.max_series else ""

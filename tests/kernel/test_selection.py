@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 from pathlib import Path
 
 import pytest
 
+from nsagent.cgroups.layout import read_layout
 from nsagent.metrics import catalogue
 from tests.kernel.accesses import Accesses
 from tests.kernel.agents import Agent, Samples, get, running
@@ -110,6 +113,35 @@ def test_a_new_selection_by_sighup(world: list[str], cgroup_name: str, tmp_path:
         assert skipped(samples, "excluded") == before
         assert skipped(samples, "too_deep") >= 2
         assert get(samples, "nsagent_cgroup_cpu_usage_seconds_total", cgroup=f"{top}/a/b") == 0
+
+
+def test_what_no_path_leads_to_is_counted(world: list[str], cgroup_name: str) -> None:
+    """Levels of 255 bytes: the first that PATH_MAX excludes counts once, as does one that is made when the agent runs."""
+    layout = read_layout()
+    hierarchy = layout.of("pids") or layout.v2
+    assert hierarchy is not None
+    most = (os.pathconf("/", "PC_PATH_MAX") - len(f"{hierarchy.mountpoint}/{cgroup_name}/.") - 1) // 256
+    with contextlib.ExitStack() as stack:
+
+        def make(name: str, above: int) -> int:
+            os.mkdir(name, dir_fd=above)
+            stack.callback(os.rmdir, name, dir_fd=above)
+            directory = os.open(name, os.O_RDONLY | os.O_DIRECTORY, dir_fd=above)
+            stack.callback(os.close, directory)
+            return directory
+
+        root = os.open(hierarchy.mountpoint, os.O_RDONLY | os.O_DIRECTORY)
+        stack.callback(os.close, root)
+        levels = [make(cgroup_name, root)]
+        for _ in range(most + 3):
+            levels.append(make("d" * 255, levels[-1]))
+        with running(world, "--no-bpf") as agent:
+            samples = agent.scrape()
+            assert max(path.count("/") for path in shown(samples, f"/{cgroup_name}")) == 1 + most
+            assert skipped(samples, "path_too_long") == 1
+            make("e" * 255, levels[most])
+            wait_for(lambda: skipped(agent.scrape(), "path_too_long") == 2)
+            assert skipped(agent.scrape(), "path_too_long") == 2, "each once"
 
 
 def test_collectors_that_are_off_read_nothing(world: list[str], cgroup_name: str) -> None:

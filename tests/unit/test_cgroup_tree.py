@@ -419,3 +419,32 @@ def test_the_whole_system_has_no_stall_of_its_cpus(tmp_path: Path, has_type: boo
     assert found["/"].resources["cpu"] == Pressure(7000, stalled)
     assert found["/"].resources["io"] == Pressure(7000, 0)
     assert found["/jobs/one"].resources["cpu"] == Pressure(7000, 0)
+
+
+def test_what_no_path_leads_to_is_known_and_not_shown(host: Host) -> None:
+    """One of exactly PATH_MAX less what opens it is shown still; a name longer, and it is left out with what is below it."""
+    room = os.pathconf("/", "PC_PATH_MAX") - len(f"{host.pids}/./") - 1
+    place = host.pids
+    while len(str(place)) + 256 < room:
+        place /= "a" * 200
+    place.mkdir(parents=True)
+    last = place / ("b" * (len(f"{host.pids}/") + room - len(f"{place}/")))
+    for _ in range(2):
+        last.mkdir()
+        parent = os.open(place, os.O_RDONLY)
+        os.mkdir(last.name + "c", dir_fd=parent)
+        beyond = os.open(last.name + "c", os.O_RDONLY, dir_fd=parent)
+        os.mkdir("below", dir_fd=beyond)
+        host.tree.scan()
+        path = f"/{last.relative_to(host.pids)}"
+        assert host.tree.too_long == {path + "c"}
+        assert path in host.tree.cgroups
+        assert path + "c" not in host.tree.cgroups
+        Reader(host.tree.layout).read_all(host.tree)
+        os.rmdir("below", dir_fd=beyond)
+        os.rmdir(last.name + "c", dir_fd=parent)
+        os.close(beyond)
+        os.close(parent)
+        last.rmdir()
+        host.tree.scan()
+        assert host.tree.too_long == set()
