@@ -248,7 +248,8 @@ class Control:
                 continue
             if not self._free.acquire(blocking=False):
                 with client, contextlib.suppress(OSError):
-                    _send(client, {"ok": False, "error": f"the agent has {_CLIENTS} clients already", "hint": ""})
+                    hint = "end some of the commands that talk to it, such as nsagent trace; see docs/serving.md"
+                    _send(client, {"ok": False, "error": f"the agent has {_CLIENTS} clients already", "hint": hint})
                 continue
             try:
                 threading.Thread(target=self._serve, args=(client,), name="control-client", daemon=True).start()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import math
 import socket
 import threading
 import time
@@ -28,6 +29,7 @@ _HEADER_SECONDS: Final = 5.0  # from the connection to the last header
 _ANSWER_SECONDS: Final = 30.0
 _MARGIN_S: Final = 0.5  # of a scraper's timeout, at most a fifth of it: for the way there and back
 _CONNECTIONS: Final = 64
+_QUIET_S: Final = 60.0  # between two lines of the log on connections refused
 _RECORD: Final = 1 << 14  # of TLS: RFC 8446, 5.1
 _LANDING: Final = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>nsagent</title></head><body>
@@ -58,6 +60,8 @@ class Server:
         self._reload = reload
         self._expositions = {kind: Exposition(lambda kind=kind: self._scrape(kind)) for kind in (False, True)}  # type: ignore[misc]
         self._free = threading.BoundedSemaphore(_CONNECTIONS)
+        self._refused = 0
+        self._told = -math.inf
         self._closing = False
         self._thread = threading.Thread(target=self._accept, name="http", daemon=True)
         self._socket = listener
@@ -97,16 +101,25 @@ class Server:
                     time.sleep(0.1)  # the connection stays in the backlog: without a pause this would spin
                 continue
             if not self._free.acquire(blocking=False):
-                with client, contextlib.suppress(OSError):
-                    if not (self._web and self._web.last.tls):  # who begins with a handshake would not understand
-                        client.setblocking(False)
-                        client.send(http1.head_of(Answer(503, (), "text/plain")))
+                self._refuse(client)
                 continue
             try:
                 threading.Thread(target=self._serve, args=(client,), name="http-client", daemon=True).start()
             except RuntimeError:  # no thread to be had
                 client.close()
                 self._free.release()
+
+    def _refuse(self, client: socket.socket) -> None:
+        """Say that there are too many connections, at once: this is the thread that accepts. The log says so now and then."""
+        self._refused += 1
+        if (now := time.monotonic()) - self._told >= _QUIET_S:
+            log.warning("event=clients_refused socket=http connections=%d refused=%d", _CONNECTIONS, self._refused)
+            self._refused, self._told = 0, now
+        with client, contextlib.suppress(OSError):
+            if not (self._web and self._web.last.tls):  # who begins with a handshake would not understand
+                client.setblocking(False)
+                answer = Answer(503, (f"there are {_CONNECTIONS} connections already\n".encode(),))
+                client.send(b"".join((http1.head_of(answer), *answer.body)))
 
     def _serve(self, client: socket.socket) -> None:
         end = time.monotonic() + _HEADER_SECONDS

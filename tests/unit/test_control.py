@@ -187,6 +187,17 @@ def test_garbage_is_answered(world: World, sent: bytes) -> None:
         assert json.loads(client.makefile("rb").readline())["ok"] is False
 
 
+def test_too_many_clients_are_told_what_to_do(state_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "_CLIENTS", 1)
+    world = World(state_dir)
+    try:
+        with contextlib.closing(world.trace()), pytest.raises(NsagentError, match="has 1 clients already") as raised:
+            control.ask(world.state_dir, {"request": "status"})
+        assert "nsagent trace" in raised.value.hint
+    finally:
+        world.control.close()
+
+
 def test_where_nothing_is_traced_the_reason_is_told(state_dir: Path) -> None:
     world = World(state_dir, traced=False)
     with contextlib.closing(world.control), pytest.raises(NsagentError, match="tracing: no tracefs"):

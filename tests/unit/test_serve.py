@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import http.client
+import math
 import socket
 import threading
 import tracemalloc
@@ -137,13 +138,27 @@ def test_slow_clients_hold_nobody_up(running: Running, monkeypatch: pytest.Monke
             assert client.recv(65536).startswith(b"HTTP/1.1 408 ")
 
 
-def test_too_many_connections_are_told_so_and_room_comes_back(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_connections_are_told_so_and_room_comes_back(
+    running: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They need not be idle: the head of a request that does not end is as good."""
     monkeypatch.setattr(server, "_HEADER_SECONDS", 120)
     with contextlib.ExitStack() as stack:
         for _ in range(server._CONNECTIONS):
-            stack.enter_context(running.connect())
+            stack.enter_context(running.connect()).sendall(b"GET /metr")
         wait_for(lambda: served() == server._CONNECTIONS)
-        assert running.say(b"").startswith(b"HTTP/1.1 503 ")
+        monkeypatch.setattr(server, "_QUIET_S", math.inf)
+        for _ in range(3):
+            head, _, body = running.say(b"").partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 503 ")
+            assert body == b"there are 64 connections already\n"
+            assert b"\r\nContent-Length: %d\r\n" % len(body) in head
+        assert [record.getMessage() for record in caplog.records] == [
+            "event=clients_refused socket=http connections=64 refused=1"
+        ], "once in a while"
+        monkeypatch.setattr(server, "_QUIET_S", 0)
+        assert running.say(b"")
+        assert caplog.messages[1:] == ["event=clients_refused socket=http connections=64 refused=3"]
     wait_for(lambda: b"200 OK" in running.say(b"GET / HTTP/1.1\r\n\r\n"))
 
 
