@@ -16,7 +16,8 @@ CHAPTERS: Final[tuple[tuple[str, str, tuple[Family, ...]], ...]] = (
     (
         "Cgroups",
         "`cgroup` is the path below the root of its hierarchy; the root is `/`. On a hybrid host each family comes from the "
-        "hierarchy that has its controller. Counters include descendants, living and dead.",
+        "hierarchy that has its controller. Counters include descendants, living and dead, where their "
+        "help does not say otherwise.",
         (*cgroup.FAMILIES, *info.FAMILIES),
     ),
     (

@@ -425,3 +425,31 @@ def test_group_is_light_to_import() -> None:
     code = "import sys, nsagent.cgroups.group; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/").stdout.split()
     assert not {"psutil", "click", "prometheus_client", "asyncio", "logging", "subprocess"} & set(loaded)
+
+
+def test_a_throttled_descendant_is_not_in_the_counters_of_the_limit(layout: Layout, cgroup_name: str) -> None:
+    """As the help of these families says: CPU time counts above, periods and throttling of a limit do not."""
+    group = Group.create(layout, f"{cgroup_name}/job")
+    busy = None
+    try:
+        group.apply(Limits(cpus=0.05))
+        busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+        group.attach(busy.pid)
+        reader = Reader(layout)
+
+        def is_throttled() -> bool:
+            cpu = reader.read(f"/{group.path}").cpu
+            return bool(cpu and cpu.throttled_periods and cpu.throttled_ns)
+
+        support.wait_for(is_throttled)
+        below, above = reader.read(f"/{group.path}").cpu, reader.read(f"/{cgroup_name}").cpu
+        assert below is not None
+        assert above is not None
+        assert (above.usage_ns or 0) >= (below.usage_ns or 0) > 0
+        assert (above.periods or 0, above.throttled_periods or 0, above.throttled_ns or 0) == (0, 0, 0)
+        reader.close()
+    finally:
+        if busy is not None:
+            busy.kill()
+            busy.wait()
+        group.remove()
