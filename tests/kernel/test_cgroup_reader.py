@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -348,6 +349,16 @@ def test_a_counter_goes_on_where_the_kernel_has_it_fall(layout: Layout, cgroup_n
         tree.scan()
         return reader.read_all(tree, f"/{cgroup_name}".__eq__)[f"/{cgroup_name}"]
 
+    def kept_by_the_kernel() -> int:
+        found = v1.parse_blkio((parent / v1.FILES["blkio"][0]).read_bytes())
+        return sum(each.get("Read", 0) for each in found.values())
+
+    def falls() -> bool:  # not at once: what was removed goes when the last that holds it has let it go
+        end = time.monotonic() + 60
+        while kept_by_the_kernel() and time.monotonic() < end:
+            time.sleep(0.05)
+        return not kept_by_the_kernel()
+
     seen, raw = [], []
     for number in range(2):
         with Group.create(layout, f"{cgroup_name}/{number}") as group:
@@ -356,12 +367,13 @@ def test_a_counter_goes_on_where_the_kernel_has_it_fall(layout: Layout, cgroup_n
             for gone in (False, True):
                 if gone:
                     group.remove()
+                    if not falls():
+                        pytest.skip("this kernel keeps what a removed child had read")
                 io = read().io
                 assert io
                 seen.append(io.devices[Path(loop).name].read_bytes)
-                found = v1.parse_blkio((parent / v1.FILES["blkio"][0]).read_bytes())
-                raw.append(sum(each.get("Read", 0) for each in found.values()))
-    assert raw == [1 << 20, 0, 1 << 20, 0], "the kernel keeps it now, and all this is for nothing"
+                raw.append(kept_by_the_kernel())
+    assert raw == [1 << 20, 0, 1 << 20, 0]
     assert seen == [1 << 20, 1 << 20, 2 << 20, 2 << 20]
     assert reader.falls.counts == {("io", "read_bytes"): 2, ("io", "reads"): 2}
 

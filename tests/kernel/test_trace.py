@@ -16,7 +16,7 @@ import pytest
 
 from nsagent import libc
 from nsagent.events import EventFilter, KernelEvents, SyscallCounts, SyscallEvent
-from nsagent.kernel import bpf, mounts
+from nsagent.kernel import abi, bpf, mounts
 from nsagent.kernel.attach import Attached
 from nsagent.namespaces import NamespaceKind
 from tests import support
@@ -221,13 +221,20 @@ def test_a_call_the_hooks_do_not_see_is_reported_all_the_same(
     assert process.stdout is not None
     if process.stdout.readline() != "ready\n":
         pytest.skip("this kernel does not run 32-bit system calls")
-    attached.settle()
-    (event,) = stream.of(process.pid)
+
+    def told() -> list[SyscallEvent]:
+        attached.settle()
+        return stream.of(process.pid)
+
+    try:
+        (event,) = support.wait_for(told)
+    finally:
+        print({name: attached.statistic(name) for name in abi.STATS})
     assert (event.syscall, event.via, event.result) == ("unseen", "unseen", "ok")
     assert [(kind, old.inum, new.inum) for kind, old, new in event.changes] == [
         ("uts", inum, os.stat(f"/proc/{process.pid}/ns/uts").st_ino)
     ]
-    assert attached.statistic("unseen") == before + 1
+    assert attached.statistic("unseen") >= before + 1  # others of this node have their own
     go_on(process)
     process.wait(120)
 
