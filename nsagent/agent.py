@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import logging
 import os
@@ -272,7 +273,8 @@ def _announced(state_dir: str, facts: dict[str, Any]) -> Iterator[None]:
             os.fchmod(out.fileno(), 0o644)
         os.replace(out.name, path)
     except OSError as error:
-        raise AccessError(f"cannot write {path}: {error.strerror}", hint="see --state-dir") from error
+        hint = "raise the limit of open files: ulimit -n" if error.errno == errno.EMFILE else "see --state-dir"
+        raise AccessError(f"cannot write {path}: {error.strerror}", hint=hint) from error
     try:
         yield
     finally:

@@ -178,7 +178,7 @@ def read_file(path: str, known: frozenset[str]) -> dict[str, Any]:
     except OSError as error:
         raise AccessError(f"cannot read {path}: {error.strerror}", hint="name the file that --config should read") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ParseError(f"not TOML: {error}", path=path) from error
+        raise ParseError(f"not TOML: {error}", path=path, hint='a flag a line, such as: listen = "127.0.0.1:10417"') from error
     found = _flat(found, known)
     for key, value in found.items():
         if key not in known:

@@ -12,7 +12,7 @@ from typing import Final
 
 from nsagent import __version__, namespaces, procfs
 from nsagent.cgroups import layout
-from nsagent.errors import NsagentError
+from nsagent.errors import NsagentError, addressed
 from nsagent.kernel import features, mounts, pins
 from nsagent.kernel.probes import Paths
 
@@ -67,7 +67,7 @@ def examine(paths: Paths = Paths(), pin_dir: str = pins.DEFAULT_PIN_DIR) -> Repo
     uname = os.uname()
     versions = {"nsagent": __version__, "python": platform.python_version(), "kernel": uname.release, "machine": uname.machine}
     host = [*_host(paths), *_cgroups(paths), _pins(pin_dir)]
-    probed = [Finding(f.name, f.available, f.reason, f.consequence, f.remedy, f.needed) for f in features.probe(paths)]
+    probed = [Finding(f.name, f.available, f.reason, f.consequence, addressed(f.remedy), f.needed) for f in features.probe(paths)]
     return Report(versions, (*host, *probed))
 
 
@@ -112,7 +112,7 @@ def _user(root: str) -> Finding:
     wanted = [name for name in ("sys_admin", "bpf", "perfmon", "sys_ptrace") if name in lacks]
     if not wanted or ("sys_admin" in held and "sys_ptrace" in held):  # sys_admin implies bpf and perfmon
         return Finding("user", True, fact)
-    remedy = f"run as root, or with {', '.join('CAP_' + name.upper() for name in wanted)}"
+    remedy = addressed(f"run as root, or with {', '.join('CAP_' + name.upper() for name in wanted)}")
     return Finding("user", False, fact, "jobs need a user namespace; other users' processes are not accounted", remedy, True)
 
 
@@ -152,7 +152,9 @@ def _processes(root: str) -> Finding:
     fact = f"{readable} of {total} readable"
     if readable == total:
         return Finding("processes", True, fact)
-    return Finding("processes", False, fact, "without BPF, the others are in no total", "run as root, or with CAP_SYS_PTRACE")
+    return Finding(
+        "processes", False, fact, "without BPF, the others are in no total", addressed("run as root, or with CAP_SYS_PTRACE")
+    )
 
 
 def _pins(pin_dir: str) -> Finding:

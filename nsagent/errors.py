@@ -17,6 +17,15 @@
 
 from __future__ import annotations
 
+import os
+
+
+def addressed(hint: str) -> str:
+    """Return `hint` for who runs this: root is not told to become root, what forbids it then is the machine."""
+    if hint.startswith("run as root") and os.geteuid() == 0:
+        return "this machine forbids it even to root: by a container's bounds, or a security module"
+    return hint
+
 
 class NsagentError(Exception):
     """Base of all errors with a message meant for the user; `hint` says what to do about it, or is empty."""
@@ -66,7 +75,8 @@ class VanishedError(NsagentError):
     """`what` ended or was removed while it was being read: normal on a busy node."""
 
     def __init__(self, what: str) -> None:
-        super().__init__(f"{what} is gone")
+        hint = "it has ended, or never was: 'ps -e', 'nsagent ps' and 'nsagent ns list' show what there is"
+        super().__init__(f"{what} is gone", hint=hint)
         self.what = what
 
 

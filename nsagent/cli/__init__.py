@@ -17,7 +17,7 @@ from typing import NoReturn
 import click
 
 from nsagent import __version__
-from nsagent.errors import NsagentError
+from nsagent.errors import NsagentError, addressed
 
 # name -> (module, attribute, help), in the order --help lists them
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -112,6 +112,7 @@ def fail(message: str, hint: str, code: int) -> int:
 
     Names in them are the kernel's or a user's: an ESC in one is not for the terminal.
     """
+    hint = addressed(hint)
     if not (message + hint).isprintable():
         from nsagent.events import printable
 

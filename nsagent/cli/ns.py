@@ -50,7 +50,14 @@ def ns() -> None:
     """Show namespaces: who is in them, what they use, how they came about and how they ended."""
 
 
-@ns.command("list")
+@ns.command(
+    "list",
+    epilog="""\
+Examples:
+  nsagent ns list
+  nsagent ns list --kind net
+  nsagent ns list -o json | jq '.[] | select(.processes == 0) | .kept_by'    what keeps those without a process""",
+)
 @_KIND
 @_options
 def list_(kind: str | None, output: str, state_dir: str) -> None:
@@ -67,7 +74,12 @@ def list_(kind: str | None, output: str, state_dir: str) -> None:
     _warn(inventory, usage, state_dir)
 
 
-@ns.command()
+@ns.command(
+    epilog="""\
+Examples:
+  nsagent ns tree
+  nsagent ns tree -o json | jq '.[].below[] | select(.kind == "user")'       user namespaces in user namespaces"""
+)
 @_options
 def tree(output: str, state_dir: str) -> None:
     """Show which user namespace owns each namespace, and which is whose child."""
@@ -83,7 +95,13 @@ def tree(output: str, state_dir: str) -> None:
     _warn(inventory, usage, state_dir)
 
 
-@ns.command()
+@ns.command(
+    epilog="""\
+Examples:
+  nsagent ns show net:4026531840
+  nsagent ns show 4242 --kind pid      that of process 4242: who is in it, by which number
+  nsagent ns show 4242 --kind pid -o json | jq '.processes[] | [.pid, .inner_pid]'"""
+)
 @click.argument("namespace", metavar="NS")
 @_KIND
 @_options
@@ -114,7 +132,12 @@ def show(namespace: str, kind: str | None, output: str, state_dir: str) -> None:
     _warn(inventory, usage, state_dir)
 
 
-@ns.command()
+@ns.command(
+    epilog="""\
+Examples:
+  nsagent ns diff $$ 4242
+  nsagent ns diff 1 4242 -o json | jq -r '.namespaces[] | select(.same | not) | .kind'"""
+)
 @click.argument("first", type=click.IntRange(1), metavar="PID")
 @click.argument("second", type=click.IntRange(1), metavar="PID")
 @_options
@@ -136,7 +159,13 @@ def diff(first: int, second: int, output: str, state_dir: str) -> None:
     ns_text.table(("KIND", "", str(first), str(second)), cells)
 
 
-@ns.command()
+@ns.command(
+    epilog="""\
+Examples:
+  nsagent ns history                       all, the ended ones too
+  nsagent ns history --kind net
+  nsagent ns history uts:4026532182        who made it, who entered it, when it ended"""
+)
 @click.argument("namespace", metavar="[NS]", required=False)
 @_KIND
 @_options

@@ -18,7 +18,7 @@ import struct
 import tempfile
 from typing import Any, Final
 
-from nsagent.errors import AccessError, NsagentError, ParseError, UnsupportedError
+from nsagent.errors import AccessError, NsagentError, UnsupportedError, UsageError
 from nsagent.launch.security import NAMES
 
 _REVIEWED: Final = 466  # removexattrat(2), the last call of Linux 6.13; numbers are one on all machines since 424
@@ -62,7 +62,7 @@ _ARCHES: Final = {  # uname -m: libseccomp's name of it, of the others it can ru
 def compile_profile(path: str, capabilities: int) -> bytes:
     """Return the program of the profile at `path` ("": the default one) for a job with these capabilities (a bit mask).
 
-    Raises: UnsupportedError without libseccomp or its binding; ParseError, AccessError of the file.
+    Raises: UnsupportedError without libseccomp or its binding; UsageError, AccessError of the file.
     """
     try:
         import pyseccomp
@@ -80,8 +80,8 @@ def compile_profile(path: str, capabilities: int) -> bytes:
     try:
         made = _Compiler(pyseccomp, machine, names).compile(profile)
     except (KeyError, TypeError, ValueError, AttributeError) as exc:
-        raise ParseError(
-            f"no seccomp profile of docker's form: {exc!r}", path=path, hint="see 'Seccomp' of docker's manual"
+        raise UsageError(
+            f"--seccomp {path}: no seccomp profile of docker's form: {exc!r}", hint="see 'Seccomp' of docker's manual"
         ) from exc
     except OSError as exc:
         raise NsagentError(f"libseccomp refuses the profile {path or 'of nsagent'}: {exc}") from exc
@@ -95,7 +95,7 @@ def _read(path: str) -> Any:
     except OSError as exc:
         raise AccessError(f"--seccomp {path}: {exc.strerror}", hint="name a file that can be read") from exc
     except ValueError as exc:
-        raise ParseError(f"not JSON: {exc}", path=path, line=getattr(exc, "lineno", None)) from exc
+        raise UsageError(f"--seccomp {path}: not JSON: {exc}", hint="a profile in docker's JSON form, or 'unconfined'") from exc
 
 
 def default(pyseccomp: Any, machine: str, capabilities: frozenset[str]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ _COMPILER = os.path.join(os.path.dirname(__file__), "profile.py")
 def program(security: Security, directory: str) -> bytes:
     """Return the BPF program of a job's filter, from `directory` where it is kept.
 
-    Raises: UnsupportedError where libseccomp or its binding is missing, ParseError of a profile, AccessError.
+    Raises: UnsupportedError where libseccomp or its binding is missing, UsageError of a profile, AccessError.
     """
     path = os.path.join(directory, "seccomp", _key(security))
     kept = _read(path)

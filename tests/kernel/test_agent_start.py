@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,3 +41,24 @@ def test_ephemeral_stopped_while_it_loads_leaves_no_directory(world: list[str], 
         agent.communicate(timeout=120)
     assert agent.returncode == 0
     assert not pin_dir.exists()
+
+
+ANNOUNCE = """
+import os, resource, sys
+from nsagent import agent, errors
+free = os.dup(0)
+os.close(free)
+resource.setrlimit(resource.RLIMIT_NOFILE, (free, free))
+try:
+    with agent._announced(sys.argv[1], {}):
+        print("announced")
+except errors.AccessError as error:
+    print(error, error.hint, sep="; ")
+"""
+
+
+def test_no_descriptor_left_for_agent_json(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ANNOUNCE, str(tmp_path)], cwd=support.ROOT, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout == f"cannot write {tmp_path}/agent.json: Too many open files; raise the limit of open files: ulimit -n\n"

@@ -42,6 +42,8 @@ def refused(code: int, stderr: str) -> None:
         (("--", "no-such-command"), 127),
         (("--init", "--", "no-such-command"), 127),
         (("--", "/etc/passwd"), 126),
+        (("--seccomp", "/etc/passwd", "--", "true"), 2),
+        (("--join", "net:4194304", "--", "true"), 125),
         (("--workdir", "/no/such", "--", "true"), 125),
     ],
 )
@@ -109,6 +111,20 @@ def test_what_an_ordinary_user_may_not(tmp_path: Path, words: tuple[str, ...]) -
     stderr = "".join(line for line in done.stderr.splitlines(keepends=True) if not line.startswith("no agent"))
     refused(done.returncode, stderr)
     assert done.returncode == 125
+
+
+@pytest.mark.parametrize("words", [("enter", "4194304"), ("ns", "show", "4194304", "--kind", "net")])
+def test_a_process_that_is_gone(words: tuple[str, ...]) -> None:
+    done = support.run_nsagent(*words)
+    refused(done.returncode, done.stderr)
+    assert "process 4194304 is gone" in done.stderr
+
+
+def test_a_broken_configuration(tmp_path: Path) -> None:
+    (tmp_path / "agent.toml").write_text("listen = [")
+    done = support.run_nsagent("agent", "--config", str(tmp_path / "agent.toml"))
+    refused(done.returncode, done.stderr)
+    assert "not TOML" in done.stderr
 
 
 def test_a_command_that_the_rootfs_lacks(jobs: Jobs, tmp_path: Path) -> None:

@@ -13,10 +13,11 @@ from nsagent.errors import AccessError, NsagentError, UnsupportedError, UsageErr
 from tests.support import nsagent_argv, run_nsagent
 
 GROUPS = {"bpf", "cgroup"}
+NS = [f"ns {name}" for name in ("list", "tree", "show", "diff", "history")]
 
 
 @pytest.mark.parametrize(
-    "name", [*(n for n in cli.COMMANDS if n not in GROUPS), "bpf status", "bpf unload", "cgroup controllers", "cgroup tree"]
+    "name", [*(n for n in cli.COMMANDS if n not in GROUPS), "bpf status", "bpf unload", "cgroup controllers", "cgroup tree", *NS]
 )
 def test_each_command_loads_and_has_examples(name: str) -> None:
     done = run_nsagent(*name.split(), "--help")
@@ -55,6 +56,15 @@ def test_bad_command_lines_get_two_lines_and_exit_2(args: list[str], error: str)
     assert second.startswith("hint: see 'nsagent")
 
 
+@pytest.mark.parametrize(("uid", "hint"), [(0, "this machine forbids it even to root"), (1000, "run as root, or with CAP_BPF")])
+def test_root_is_not_told_to_become_root(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], uid: int, hint: str
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: uid)
+    assert cli.fail("no", AccessError("no", capability="CAP_BPF").hint, 125) == 125
+    assert capsys.readouterr().err.startswith(f"error: no\nhint: {hint}")
+
+
 def test_names_in_errors_are_made_printable(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.fail("no a\x1b[2J\udcff", "not\r", 125) == 125
     assert capsys.readouterr().err == "error: no a\\x1b[2J\\xff\nhint: not\\x0d\n"
@@ -86,6 +96,7 @@ def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> int:
 def test_errors_become_lines_and_exit_codes(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException, code: int, text: str
 ) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
     if isinstance(error, SystemExit):
         with pytest.raises(SystemExit) as ended:
             raising(monkeypatch, error)

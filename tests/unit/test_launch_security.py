@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nsagent.errors import AccessError, ParseError, UnsupportedError, UsageError
+from nsagent.errors import AccessError, UnsupportedError, UsageError
 from nsagent.launch import plan, prepare, profile, seccomp, security
 from nsagent.launch.security import ALL, DEFAULT, Security, mask, parse_capabilities
 from nsagent.launch.spec import RunSpec, read_capabilities
@@ -114,10 +114,10 @@ def test_a_profile_of_ones_own(tmp_path: Path) -> None:
 def test_no_profile(tmp_path: Path) -> None:
     path = tmp_path / "p.json"
     path.write_text("{")
-    with pytest.raises(ParseError, match=r"p\.json:1"):
+    with pytest.raises(UsageError, match=r"p\.json: not JSON: .*line 1"):
         profile.compile_profile(str(path), DEFAULT)
     for wrong in ({}, {"defaultAction": "ALLOW_ALL"}, {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["read"]}]}):
-        with pytest.raises(ParseError):
+        with pytest.raises(UsageError):
             profile.compile_profile(write(tmp_path / "q.json", **wrong), DEFAULT)
     with pytest.raises(UsageError):
         security.parse_seccomp(str(tmp_path / "missing"))
