@@ -84,6 +84,7 @@ class History:
         self._ended: dict[NamespaceId, None] = {}  # in the order of their end
         self._unmet: dict[NamespaceId, None] = {}  # in the order of their making: no look has met a task there
         self._passed: dict[NamespaceId, None] = {}  # who made it has gone on to another, and nobody was met there
+        self._restored: set[NamespaceId] = set()  # until the first look: what had not ended when an earlier agent saved
         self._quiet: set[NamespaceId] = set()  # the last look found no task there, and nothing that told why
         self._looked_ns: int | None = None
         self._about: Mapping[NamespaceId, About] = {}
@@ -100,7 +101,9 @@ class History:
                 self._records[record.namespace] = record
                 if record.ended_ns:
                     self._ended[record.namespace] = None
-                elif not record.live:
+                    continue
+                self._restored.add(record.namespace)
+                if not record.live:
                     (self._passed if record.left else self._unmet)[record.namespace] = None
         except (KeyError, TypeError, ValueError) as error:
             log.warning("event=history_refused path=%s reason=%r", self._path, error)
@@ -185,7 +188,7 @@ class History:
                     record.exited = used.threads_exited
                     if record.made:
                         created[namespace] = record.made.call.time_ns
-                elif namespace in self.counts.counted:
+                elif namespace in self.counts.counted and (record is None or record.ended_ns):
                     continue
                 elif self._is_over(record, used, namespace):
                     self._end(namespace, used, now_ns)
@@ -221,8 +224,9 @@ class History:
         return namespace in self._quiet or (gone and came <= used.threads_exited + left)
 
     def _end(self, namespace: NamespaceId, used: Usage, now_ns: int) -> None:
-        self.counts.counted.add(namespace)
-        self.counts.values[f"ended {namespace.kind}"] += 1
+        if namespace not in self.counts.counted:  # else by an agent killed before it saved, or who came since went too
+            self.counts.counted.add(namespace)
+            self.counts.values[f"ended {namespace.kind}"] += 1
         record = self._records.get(namespace)
         if record is None:
             if len(self._records) >= self._limit:  # nothing is known of it, and others would have to go
@@ -241,11 +245,13 @@ class History:
         (self._passed if record.how == "left" and not met else self._ended)[namespace] = None
 
     def _end_unseen(self, namespaces: Mapping[NamespaceId, Usage], now_ns: int) -> None:
-        """End what lived when an earlier agent was last heard of, and is in no row of programs loaded since."""
-        for namespace, record in self._records.items():
-            if record.live and namespace not in namespaces:
-                record.live, record.ended_ns, self._changed = False, (None, now_ns), True
-                self._ended[namespace] = None
+        """End what had not when an earlier agent saved, and is in no row of programs loaded since. Who enters it, revives it."""
+        for record in filter(None, map(self._records.get, self._restored - namespaces.keys())):
+            only_passed = record.namespace in self._passed
+            record.live, record.ended_ns, self._changed = False, (None, now_ns), True
+            self._forget(record.namespace)
+            (self._passed if only_passed else self._ended)[record.namespace] = None
+        self._restored.clear()
 
     def _figures(self, created: dict[NamespaceId, int], about: dict[NamespaceId, About]) -> Figures:
         ended, joins = {}, {}

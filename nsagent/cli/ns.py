@@ -6,7 +6,7 @@ What /proc shows is read here; what was used, and the history, come from the age
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -112,8 +112,9 @@ def show(namespace: str, kind: str | None, output: str, state_dir: str) -> None:
     history = _ask_history(state_dir, target)
     inventory = read_inventory()
     key = next((key for key in inventory.namespaces if target in (key, key[1])), None)
-    records = [record for record in (history or {}).get("records", ()) if key is None or record["state"] != "ended"]
-    if key is None and not records:
+    records = (history or {}).get("records", [])
+    record = _record_of(records, inventory.namespaces[key]) if key else records[-1] if records else None
+    if key is None and record is None:
         raise NsagentError(
             f"there is no namespace {namespace}, and none is remembered",
             hint="'nsagent ns list' shows those there are",
@@ -122,7 +123,7 @@ def show(namespace: str, kind: str | None, output: str, state_dir: str) -> None:
     document = {
         "agent": usage is not None,
         "namespace": row,
-        "history": records[-1] if records else None,
+        "history": record,
         "processes": _inside(inventory, key) if key else [],
     }
     if output == "json":
@@ -220,11 +221,27 @@ def _ask_history(state_dir: str, target: Key | int | None, kind: NamespaceKind |
     return _ask(state_dir, request, "records")
 
 
+def _record_of(records: Sequence[dict[str, Any]], seen: Seen) -> dict[str, Any] | None:
+    """Return the record of what /proc shows; `records` are in the order in which they were first heard of.
+
+    The kernel's id decides. Where it gives none, the number's latest record may be it: if that is not known to have ended, and
+    a task was met there where /proc shows one. What is kept without a process cannot be told from what had its number before.
+    """
+    of_inum = [record for record in records if (record["kind"], record["inum"]) == seen.id[:2]]
+    if seen.id.id:
+        return next((record for record in of_inum if record["id"] == seen.id.id), None)
+    fitting = ("live",) if seen.members else ("live", "new")
+    return of_inum[-1] if of_inum and of_inum[-1]["state"] in fitting else None
+
+
 def _rows(inventory: Inventory, answer: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     """Return a row a namespace: what /proc shows, and what the agent says it used; those too that only the agent knows."""
     used = {(row["kind"], row["inum"]): row for row in answer["namespaces"] if row["usage"]["threads"]} if answer else {}
     rows = []
     for key, seen in inventory.namespaces.items():
+        mine = used.pop(key, None)
+        if mine and seen.id.id not in (0, mine["id"]):  # the agent looked earlier: the number was another namespace's then
+            mine = None
         oldest = inventory.processes.get(seen.members[0]) if seen.members else None
         rows.append(
             {
@@ -233,7 +250,7 @@ def _rows(inventory: Inventory, answer: Mapping[str, Any] | None) -> list[dict[s
                 "id": seen.id.id,
                 "processes": len(seen.members),
                 "oldest": _person(oldest) if oldest else None,
-                "usage": used.pop(key, {}).get("usage"),
+                "usage": mine and mine["usage"],
                 "owner": seen.owner and {"kind": seen.owner.kind.value, "inum": seen.owner.inum, "id": seen.owner.id},
                 "parent": seen.parent and {"kind": seen.parent.kind.value, "inum": seen.parent.inum, "id": seen.parent.id},
                 "kept_by": _keepers(inventory, key, seen),

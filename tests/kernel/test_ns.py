@@ -320,6 +320,29 @@ def test_a_pinned_namespace_outlives_its_processes(agent: Agent, tmp_path: Path)
             subprocess.run(["umount", str(pin)], check=True)
 
 
+def test_show_tells_the_history_of_what_only_a_mount_keeps(agent: Agent, tmp_path: Path) -> None:
+    """Its record has ended, as no process is in it; those that had its number before are not its own."""
+    pin = tmp_path / "pin"
+    pin.touch()
+    subprocess.run(["unshare", "--uts", "true"], check=True)
+    with inside("unshare", "--uts") as child:
+        namespace = child.namespace(NamespaceKind.UTS)
+        require(namespace.id, "this kernel has no NS_GET_ID (6.18 has it)")
+        subprocess.run(["mount", "--bind", f"/proc/{child.pid}/ns/uts", str(pin)], check=True)
+        try:
+            child.end()
+            wait_for(lambda: record(agent, namespace)["state"] == "ended", what="the end of its last process")
+            shown = ask(agent.state_dir, "show", f"uts:{namespace.inum}")
+            assert (shown["namespace"]["id"], shown["namespace"]["processes"]) == (namespace.id, 0)
+            assert shown["history"] == {k: v for k, v in record(agent, namespace).items() if k != "kept_by"}
+            assert (shown["history"]["id"], shown["history"]["created"]["pid"]) == (namespace.id, child.pid)
+            text = run_nsagent("ns", "show", f"uts:{namespace.inum}", "--state-dir", agent.state_dir).stdout
+            assert f" by unshare of unshare({child.pid}) ← " in text
+            assert f"kept by   mount {pin}; no process is in it" in text
+        finally:
+            subprocess.run(["umount", str(pin)], check=True)
+
+
 def test_what_names_a_namespace(tmp_path: Path) -> None:
     pin = tmp_path / "blue"
     pin.touch()

@@ -347,7 +347,7 @@ def test_a_restart_goes_on_where_the_last_save_was(tmp_path: Path) -> None:
     assert list(again.read()) == list(history.read())
     again.observe({HOST[UTS]: RUNNING, new(UTS, 3): Usage(threads_exited=1)}, 6 * SECOND)
     states = {(record["kind"], record["id"]): record["state"] for record in list(again.read())}
-    assert states == {("uts", 1): "live", ("uts", 2): "ended", ("net", 2): "ended", ("uts", 3): "ended", ("pid", 2): "new"}
+    assert states == {("uts", 1): "live", ("uts", 2): "ended", ("net", 2): "ended", ("uts", 3): "ended", ("pid", 2): "ended"}
     assert [path.name for path in tmp_path.iterdir()] == ["history.jsonl"]
 
 
@@ -378,6 +378,53 @@ def test_counters_survive_a_kill_and_count_no_end_twice(tmp_path: Path) -> None:
     assert (after.ended, after.joins) == (before.ended, before.joins)
     fresh = History(INUMS, counts=Counts(path)).observe({}, 7 * SECOND)
     assert (fresh.ended, fresh.joins) == ({}, {})
+
+
+def test_what_an_agent_counted_and_did_not_save_ends_after_its_kill_and_is_counted_once(tmp_path: Path) -> None:
+    """The first saves one record as new, two as live; the second sees all end and is killed, and the third adopts its rows."""
+    path, counts = str(tmp_path / "history.jsonl"), str(tmp_path / "counts.json")
+    made, lived, passed, last = new(UTS), new(NET), new(UTS, 3), new(UTS, 4)
+    first = History(INUMS, path=path, counts=Counts(counts))
+    first.feed([event("unshare", (HOST[UTS], made)), event("unshare", (HOST[NET], lived))])
+    first.observe({HOST[UTS]: RUNNING, lived: RUNNING}, 2 * SECOND)
+    first.feed([event("unshare", (HOST[UTS], passed), at=3 * SECOND), event("unshare", (passed, last), at=4 * SECOND)])
+    first.save()
+    gone = {HOST[UTS]: RUNNING, last: RUNNING, passed: Usage(), **dict.fromkeys((made, lived), Usage(threads_exited=1))}
+    second = History(INUMS, path=path, counts=Counts(counts, goes_on=True))
+    assert second.observe(gone, 5 * SECOND).ended == {UTS: 2, NET: 1}
+    third = History(INUMS, path=path, counts=Counts(counts, goes_on=True))
+    for at in (6, 7):
+        assert third.observe(gone, at * SECOND).ended == {UTS: 2, NET: 1}
+    states = [only(third, each)["state"] for each in (made, lived, passed, last)]
+    assert states == ["ended", "ended", "ended", "live"]
+    assert only(third, passed)["ended"] == {"after": 4.0, "by": 4.0, "how": "left"}
+
+
+def test_what_no_row_shows_after_a_restart_has_ended_though_nobody_was_met_there(tmp_path: Path) -> None:
+    path = str(tmp_path / "history.jsonl")
+    first = History(INUMS, path=path)
+    made, passed, last, mine = new(UTS), new(UTS, 3), new(UTS, 4), new(PID)
+    first.feed([event("unshare", (HOST[UTS], made)), event("unshare", (HOST[UTS], passed)), event("unshare", (passed, last))])
+    first.feed([event("unshare", (HOST[PID], mine))])
+    first.save()
+    second = History(INUMS, path=path)
+    second.feed([event("unshare", (HOST[NET], new(NET)))])
+    second.observe({HOST[UTS]: RUNNING, last: RUNNING}, 5 * SECOND)
+    states = {namespace: only(second, namespace)["state"] for namespace in (made, passed, last, mine, new(NET))}
+    assert states == {made: "ended", passed: "ended", last: "live", mine: "ended", new(NET): "new"}
+    second.feed([event("clone", (HOST[PID], mine), child=43, flags=0)])
+    second.observe({HOST[UTS]: RUNNING, last: RUNNING, mine: RUNNING}, 6 * SECOND)
+    assert only(second, mine)["state"] == "live"
+
+
+def test_a_visit_between_two_looks_to_what_had_ended_ends_again() -> None:
+    history = History(INUMS)
+    history.observe({new(NET): RUNNING}, 1)
+    history.observe({new(NET): Usage(threads_exited=1)}, 2)
+    history.feed([event("setns", (HOST[NET], new(NET)), at=3)])
+    for at in (4, 5):
+        history.observe({new(NET): Usage(threads_exited=2)}, at)
+    assert (only(history, new(NET))["state"], only(history, new(NET))["joins"]) == ("ended", 1)
 
 
 def test_rise_never_falls() -> None:
