@@ -88,6 +88,7 @@ class History:
         self._quiet: set[NamespaceId] = set()  # the last look found no task there, and nothing that told why
         self._looked_ns: int | None = None
         self._about: Mapping[NamespaceId, About] = {}
+        self._gone: frozenset[NamespaceId] = frozenset()  # whose member that is known has ended
         self._changed = False
         if path and goes_on:
             self._restore(read_file(path))
@@ -282,7 +283,11 @@ class History:
         """Return kind and inum of what lives: those first heard of since then, and those no member of which is known."""
         with self._lock:
             records = self._records.values()
-            return {each.namespace[:2] for each in records if each.live and (not each.members or each.heard_ns >= heard_since_ns)}
+            return {
+                each.namespace[:2]
+                for each in records
+                if each.live and (not each.members or each.heard_ns >= heard_since_ns or each.namespace in self._gone)
+            }
 
     def oldest(self) -> dict[NamespaceId, tuple[int, str]]:
         """Return for each living namespace a member, and the name of who made it ("" where that is not known)."""
@@ -293,10 +298,13 @@ class History:
                 if each.live and each.members
             }
 
-    def tell(self, about: Mapping[NamespaceId, About], strayed: Iterable[NamespaceId]) -> None:
-        """Remember what the living namespaces are called; the members known of those in `strayed` are no longer in them."""
+    def tell(self, about: Mapping[NamespaceId, About], strayed: Iterable[NamespaceId], gone: Iterable[NamespaceId] = ()) -> None:
+        """Remember what the living namespaces are called; the members known of those in `strayed` are no longer in them.
+
+        In those in `gone` the oldest has ended: others are looked for, but if it was the last, that is who was in it.
+        """
         with self._lock:
-            self._about = about
+            self._about, self._gone = about, frozenset(gone)
             for record in filter(None, map(self._records.get, strayed)):
                 if record.live:
                     record.members = ()

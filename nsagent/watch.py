@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Final
 
 from nsagent import namespaces, procfs
-from nsagent.errors import NsagentError, UsageError
+from nsagent.errors import NsagentError, UsageError, VanishedError
 from nsagent.history import About, History
 from nsagent.inventory import Key, read_argv
 from nsagent.namespaces import NamespaceId, NamespaceKind
@@ -51,18 +51,18 @@ def read_members(wanted: Collection[Key], procfs_root: str = "/proc") -> dict[Ke
 
 def read_about(
     oldest: Mapping[NamespaceId, tuple[int, str]], procfs_root: str = "/proc"
-) -> tuple[dict[NamespaceId, About], list[NamespaceId]]:
-    """Return what names each of those namespaces, given a member and its maker's name; and those the member is not in any more.
+) -> tuple[dict[NamespaceId, About], list[NamespaceId], list[NamespaceId]]:
+    """Return what names each of those namespaces, given a member and its maker's name; those it has left, and those it ended in.
 
     Some 50 us each: an open, two or three ioctls, two reads.
     """
-    found, strayed = {}, []
+    found, strayed, gone = {}, list[NamespaceId](), list[NamespaceId]()
     names = namespaces.read_pins(procfs_root) if oldest else {}
     for namespace, (pid, creator) in oldest.items():
         try:
             fd = os.open(f"{procfs_root}/{pid}/ns/{namespace.kind}", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            strayed.append(namespace)
+        except OSError as error:
+            (strayed if isinstance(error, PermissionError) else gone).append(namespace)
             continue
         try:
             here = namespaces.identify(fd)
@@ -72,15 +72,15 @@ def read_about(
             owner = namespaces.owner(fd)
             parent = namespaces.parent(fd) if namespace.kind in ("pid", "user") else None
             comm, cgroup = procfs.read_stat(pid, procfs_root).comm, _accounting_path(procfs.read_cgroup(pid, procfs_root))
-        except NsagentError:
-            strayed.append(namespace)
+        except NsagentError as error:
+            (gone if isinstance(error, VanishedError) else strayed).append(namespace)
             continue
         finally:
             os.close(fd)
         name = posixpath.basename(names.get(namespace[:2], [""])[0])
         owner_inum, parent_inum = (str(each.inum) if each else "" for each in (owner, parent))
         found[namespace] = About(owner_inum, parent_inum, name, str(pid), comm, cgroup, creator)
-    return found, strayed
+    return found, strayed, gone
 
 
 def _accounting_path(memberships: Iterable[procfs.Membership]) -> str:

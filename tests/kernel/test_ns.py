@@ -351,7 +351,7 @@ def test_what_names_a_namespace(tmp_path: Path) -> None:
         subprocess.run(["mount", "--bind", f"/proc/{child.pid}/ns/uts", str(pin)], check=True)
         try:
             oldest = {uts: (child.pid, "maker"), user: (child.pid, ""), uts._replace(id=uts.id + 1): (child.pid, "")}
-            about, strayed = read_about(oldest)
+            about, strayed, gone = read_about(oldest)
         finally:
             subprocess.run(["umount", str(pin)], check=True)
         host = str(os.stat("/proc/self/ns/user").st_ino)
@@ -360,8 +360,8 @@ def test_what_names_a_namespace(tmp_path: Path) -> None:
         assert about[uts].creator_comm == "maker"
         assert about[uts].cgroup.startswith("/")
         assert about[user][:3] == (host, host, "")
-        assert strayed == [uts._replace(id=uts.id + 1)]
-    assert read_about({uts: (child.pid, "")}) == ({}, [uts])
+        assert (strayed, gone) == ([uts._replace(id=uts.id + 1)], [])
+    assert read_about({uts: (child.pid, "")}) == ({}, [], [uts])
 
 
 def test_what_was_there_before_the_agent_is_said_to_be(world: list[str]) -> None:

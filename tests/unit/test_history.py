@@ -314,6 +314,16 @@ def test_members_are_remembered_after_the_end() -> None:
     assert only(history, new(UTS))["members"] == [{"pid": 43, "comm": "sleep", "argv": ["sleep", "9"]}]
 
 
+def test_a_member_that_has_ended_was_in_it_all_the_same() -> None:
+    history = History(INUMS)
+    history.observe({new(UTS): RUNNING}, 1)
+    history.describe({(UTS, 5000): (Member(43, "sleep", ()),)})
+    history.tell({}, [], [new(UTS)])
+    assert history.living(heard_since_ns=9 * SECOND) == {(UTS, 5000)}, "there may be others: look"
+    history.observe({new(UTS): Usage(threads_exited=1)}, 2)
+    assert [each["pid"] for each in only(history, new(UTS))["members"]] == [43]
+
+
 def test_what_names_a_namespace_goes_with_it() -> None:
     history = History(INUMS)
     history.feed([event("unshare", (HOST[UTS], new(UTS)))])
