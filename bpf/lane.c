@@ -114,15 +114,22 @@ INLINE void read_pids(u64 css, struct nsagent_lane *to)
 #endif
 }
 
+/* 7.3 counts them in each css of a cgroup, its own too; 6.18 in the cgroup. */
+#ifdef HAVE_cgroup_subsys_state_nr_populated_csets
+#define POPULATED_CSETS(cgroup)                                                                                        \
+	READ(struct cgroup_subsys_state, (cgroup) + OFFSET(struct cgroup, self), nr_populated_csets)
+#elif defined(HAVE_cgroup_nr_populated_csets)
+#define POPULATED_CSETS(cgroup) READ(struct cgroup, cgroup, nr_populated_csets)
+#endif
+
 /* kernel/cgroup/cgroup.c, cgroup_events_show() and cgroup_stat_show(): cgroup.events, cgroup.stat */
 INLINE void read_state(u64 cgroup, struct nsagent_lane *to)
 {
-#if defined(HAVE_cgroup_nr_populated_csets) && defined(HAVE_cgroup_nr_populated_domain_children) &&                    \
+#if defined(POPULATED_CSETS) && defined(HAVE_cgroup_nr_populated_domain_children) &&                                   \
 	defined(HAVE_cgroup_nr_populated_threaded_children) && defined(HAVE_cgroup_flags) &&                           \
 	defined(NSAGENT_CGRP_FROZEN) && defined(HAVE_cgroup_nr_descendants) &&                                         \
 	defined(HAVE_cgroup_nr_dying_descendants)
-	to->populated = READ(struct cgroup, cgroup, nr_populated_csets) +
-				READ(struct cgroup, cgroup, nr_populated_domain_children) +
+	to->populated = POPULATED_CSETS(cgroup) + READ(struct cgroup, cgroup, nr_populated_domain_children) +
 				READ(struct cgroup, cgroup, nr_populated_threaded_children) !=
 			0;
 	to->frozen = READ(struct cgroup, cgroup, flags) >> NSAGENT_CGRP_FROZEN & 1;

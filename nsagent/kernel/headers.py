@@ -97,7 +97,11 @@ STRUCTS: dict[str, dict[str, str]] = {
     "upid": {"nr": "int", "ns": "struct pid_namespace *"},
     "pid": {"level": "u32", "numbers": "struct upid[1]", "tasks": "u64[1]"},
     "css_set": {"dfl_cgrp": "struct cgroup *", "subsys": "struct cgroup_subsys_state *[16]"},
-    "cgroup_subsys_state": {"cgroup": "struct cgroup *", "parent": "struct cgroup_subsys_state *"},
+    "cgroup_subsys_state": {
+        "cgroup": "struct cgroup *",
+        "parent": "struct cgroup_subsys_state *",
+        "nr_populated_csets": "int",  # in 7.3; in 6.18 the cgroup's
+    },
     "cgroup": {
         "self": "struct cgroup_subsys_state",
         "kn": "struct kernfs_node *",
