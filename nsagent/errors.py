@@ -23,7 +23,9 @@ import os
 def addressed(hint: str) -> str:
     """Return `hint` for who runs this: root is not told to become root, what forbids it then is the machine."""
     if hint.startswith("run as root") and os.geteuid() == 0:
-        return "this machine forbids it even to root: by a container's bounds, or a security module"
+        lacking = hint.partition("with ")[2]
+        what = f"it takes {lacking}, which" if lacking.startswith("CAP_") else "that is what"
+        return f"{what} this machine refuses even to root: by a container's bounds, or a security module"
     return hint
 
 

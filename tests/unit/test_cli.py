@@ -56,7 +56,9 @@ def test_bad_command_lines_get_two_lines_and_exit_2(args: list[str], error: str)
     assert second.startswith("hint: see 'nsagent")
 
 
-@pytest.mark.parametrize(("uid", "hint"), [(0, "this machine forbids it even to root"), (1000, "run as root, or with CAP_BPF")])
+@pytest.mark.parametrize(
+    ("uid", "hint"), [(0, "it takes CAP_BPF, which this machine refuses even to root"), (1000, "run as root, or with CAP_BPF")]
+)
 def test_root_is_not_told_to_become_root(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], uid: int, hint: str
 ) -> None:
