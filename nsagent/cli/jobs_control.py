@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from typing import Final
 
 import click
 
-from nsagent.cgroups.layout import read_layout
+from nsagent.cgroups.layout import Layout, read_layout
 from nsagent.cli.jobs import EXIT_CODES, find_all, state_dir_option, swept
 from nsagent.errors import NsagentError, UsageError
 from nsagent.jobs import ended, log, lookup
@@ -100,11 +101,7 @@ Examples:
 @state_dir_option
 def pause(words: tuple[str, ...], state_dir: str | None) -> None:
     """Stop all processes of jobs where they are, with the freezer. A timeout goes on."""
-    directory = swept(state_dir)
-    layout = read_layout()
-    for job in find_all(directory, words):
-        control.pause(job, layout)
-        click.echo(job.id)
+    _each(words, state_dir, control.pause)
 
 
 @click.command(
@@ -118,11 +115,7 @@ Examples:
 @state_dir_option
 def resume(words: tuple[str, ...], state_dir: str | None) -> None:
     """Let paused jobs go on."""
-    directory = swept(state_dir)
-    layout = read_layout()
-    for job in find_all(directory, words):
-        control.resume(job, layout)
-        click.echo(job.id)
+    _each(words, state_dir, control.resume)
 
 
 @click.command(
@@ -149,6 +142,15 @@ def rm(words: tuple[str, ...], force: bool, state_dir: str | None) -> None:
             _must_end(directory, job, control.end(directory, job, layout))
         ended.remove(directory, job.id)
         log.remove(directory, job.id)
+        click.echo(job.id)
+
+
+def _each(words: tuple[str, ...], state_dir: str | None, act: Callable[[JobRecord, Layout], None]) -> None:
+    """Do it to each of these jobs, and print its id."""
+    directory = swept(state_dir)
+    layout = read_layout()
+    for job in find_all(directory, words):
+        act(job, layout)
         click.echo(job.id)
 
 

@@ -17,6 +17,7 @@ from nsagent.kernel.attach import Attached, attach
 from nsagent.usage import KernelUsage, NodeUsage, Usage, total
 from tests import support
 from tests.kernel.launching import Jobs
+from tests.kernel.terminal import Shell
 
 SOURCE = Path(__file__).with_name("load.c")
 
@@ -51,6 +52,15 @@ def jobs(tmp_path: Path) -> Iterator[Jobs]:
     made = Jobs(tmp_path)
     yield made
     made.tidy()
+
+
+@pytest.fixture
+def shell() -> Iterator[Shell]:
+    """An interactive shell that has shown its first prompt."""
+    opened = Shell()
+    opened.expect("OUT> ")
+    yield opened
+    opened.close()
 
 
 @pytest.fixture(scope="session")

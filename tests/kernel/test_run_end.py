@@ -5,20 +5,18 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import pty
 import select
 import signal
 import struct
 import subprocess
 import termios
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests import support
 from tests.kernel.launching import Jobs, running
+from tests.kernel.terminal import Shell
 
 pytestmark = pytest.mark.kernel
 
@@ -185,41 +183,6 @@ def test_init_reaps_and_forwards(jobs: Jobs, ready: str) -> None:
     )
     assert jobs.run("--init", "--", "python3", "-c", orphans, "3", "1").out == "seen\n"  # init, itself and its own child
     assert jobs.run("--", "python3", "-c", orphans, "7", "6").out == "seen\n"  # the control: nobody reaps the five
-
-
-class Shell:
-    """An interactive shell on a pty, as a person has it."""
-
-    def __init__(self) -> None:
-        self.pid, self.fd = pty.fork()
-        if self.pid == 0:
-            os.environ["PS1"] = "OUT> "
-            os.execvp("bash", ["bash", "--norc", "--noprofile", "--noediting", "-i"])
-        self.seen = ""
-
-    def expect(self, text: str, deadline: float = 120.0) -> None:
-        end = time.monotonic() + deadline
-        while text not in self.seen:
-            assert time.monotonic() < end, f"no {text!r} in {self.seen!r}"
-            if select.select([self.fd], [], [], 0.1)[0]:
-                self.seen += os.read(self.fd, 4096).decode(errors="replace")
-        self.seen = self.seen.partition(text)[2]
-
-    def send(self, text: str) -> None:
-        os.write(self.fd, text.encode())
-
-    def close(self) -> None:
-        os.kill(self.pid, signal.SIGKILL)
-        os.close(self.fd)
-        os.waitpid(self.pid, 0)
-
-
-@pytest.fixture
-def shell() -> Iterator[Shell]:
-    opened = Shell()
-    opened.expect("OUT> ")
-    yield opened
-    opened.close()
 
 
 def in_foreground(marker: str) -> bool:

@@ -6,24 +6,15 @@ import fcntl
 import shlex
 import struct
 import termios
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests import support
 from tests.kernel.launching import Jobs
-from tests.kernel.test_run_end import Shell
+from tests.kernel.terminal import Shell
 
 pytestmark = pytest.mark.kernel
-
-
-@pytest.fixture
-def shell() -> Iterator[Shell]:
-    opened = Shell()
-    opened.expect("OUT> ")
-    yield opened
-    opened.close()
 
 
 def resize(shell: Shell, rows: int, columns: int) -> None:
