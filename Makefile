@@ -4,7 +4,7 @@ PYTHON := .venv/bin/python
 # Machines with other kernels; only CI and `make test-vm` need them.
 VM_PACKAGES := qemu-system-x86 zstd
 
-.PHONY: help setup demo test test-slow test-vm lint format dashboards bench clean
+.PHONY: help setup demo test test-slow test-vm lint format dashboards kubernetes bench clean
 
 help: ## list what can be made
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' Makefile | expand -t 16
@@ -35,6 +35,9 @@ format: setup ## format the Python and the C
 
 dashboards: setup ## write dashboards/json anew
 	@$(PYTHON) -m dashboards
+
+kubernetes: setup ## write deploy/kubernetes/base anew, of the chart
+	@$(PYTHON) tools/kubernetes.py
 
 bench: ## measure, and write docs/performance.md; takes some minutes and wants an idle machine
 	@bash tools/setup.sh bubblewrap runc
