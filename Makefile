@@ -4,7 +4,7 @@ PYTHON := .venv/bin/python
 # Machines with other kernels; only CI and `make test-vm` need them.
 VM_PACKAGES := qemu-system-x86 zstd
 
-.PHONY: help setup demo test test-slow test-vm lint format dashboards kubernetes bench clean
+.PHONY: help setup demo test test-slow test-vm lint format docs dashboards kubernetes bench clean
 
 help: ## list what can be made
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' Makefile | expand -t 16
@@ -32,6 +32,10 @@ format: setup ## format the Python and the C
 	@.venv/bin/ruff check --fix-only --quiet .
 	@.venv/bin/ruff format --quiet .
 	@.venv/bin/clang-format -i bpf/*.c bpf/*.h
+
+docs: setup ## write docs/commands.md anew, and the site into build/site
+	@$(PYTHON) -m tools.commands markdown >docs/commands.md
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build
 
 dashboards: setup ## write dashboards/json anew
 	@$(PYTHON) -m dashboards
