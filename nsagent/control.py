@@ -378,7 +378,8 @@ def ask(state_dir: str, request: dict[str, Any]) -> tuple[dict[str, Any], Binary
     client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         client.connect(socket_path(state_dir))
-        client.sendall(json.dumps(request).encode() + b"\n")
+        with contextlib.suppress(BrokenPipeError):  # it is full, and has said so and closed: the answer is there to be read
+            client.sendall(json.dumps(request).encode() + b"\n")
         stream = client.makefile("rb")
         first = stream.readline()
     except (FileNotFoundError, ConnectionRefusedError):

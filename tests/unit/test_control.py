@@ -198,6 +198,23 @@ def test_too_many_clients_are_told_what_to_do(state_dir: Path, monkeypatch: pyte
         world.control.close()
 
 
+def test_who_is_refused_before_he_has_asked_is_told_too(state_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The agent need not wait for a question that it will not answer."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as full:
+        full.bind(control.socket_path(str(state_dir)))
+        full.listen()
+
+        class Closed(socket.socket):
+            def connect(self, address: Any) -> None:
+                super().connect(address)
+                with full.accept()[0] as accepted:
+                    accepted.sendall(b'{"ok": false, "error": "full"}\n')
+
+        monkeypatch.setattr(socket, "socket", Closed)
+        with pytest.raises(NsagentError, match="full"):
+            control.ask(str(state_dir), {"request": "status"})
+
+
 def test_where_nothing_is_traced_the_reason_is_told(state_dir: Path) -> None:
     world = World(state_dir, traced=False)
     with contextlib.closing(world.control), pytest.raises(NsagentError, match="tracing: no tracefs"):
