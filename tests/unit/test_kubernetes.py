@@ -126,8 +126,8 @@ def test_kubernetes_accepts_them(case: str, version: str) -> None:
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_schema_can_refuse(version: str) -> None:
     daemonset = json.loads(json.dumps(chart()["DaemonSet", "nsagent"]))
-    agent({("DaemonSet", "nsagent"): daemonset})["securityContext"]["capabilites"] = {}
-    with pytest.raises(kubernetes_validate.ValidationError, match="capabilites"):
+    agent({("DaemonSet", "nsagent"): daemonset})["securityContext"]["capability"] = {}
+    with pytest.raises(kubernetes_validate.ValidationError, match="capability"):
         kubernetes_validate.validate(daemonset, version, strict=True)
 
 
