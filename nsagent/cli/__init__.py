@@ -40,6 +40,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "trace": ("nsagent.cli.trace", "trace", "Show clone, unshare and setns calls as they happen."),
     "ns": ("nsagent.cli.ns", "ns", "Show namespaces: who is in them, what they use, how they came about and ended."),
     "bpf": ("nsagent.cli.bpf", "bpf", "Show or remove what nsagent keeps in the kernel."),
+    "tour": ("nsagent.cli.tour", "tour", "Show, live on this machine, what a container is made of."),
     "doctor": ("nsagent.cli.doctor", "doctor", "Say what this host supports, what follows, and what to do about it."),
 }
 

@@ -9,13 +9,15 @@ import select
 import signal
 from collections.abc import Generator
 from types import FrameType
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from nsagent import config, control, jobs
 from nsagent.kernel import mounts, pins
 from nsagent.namespaces import KINDS
+
+_TRACING: Final = "tracing"  # from now on each call is seen: nsagent.tour waits for it
 
 
 @click.command(
@@ -49,6 +51,7 @@ def trace(state_dir: str, cache_dir: str, everything: bool, **flags: Any) -> Non
     answer = control.ask(state_dir, {"request": "trace", **request})
     if answer is not None:
         with answer[1] as stream:
+            click.echo(_TRACING, err=True)
             for line in stream:
                 _show(json.loads(line))
         return
@@ -93,6 +96,7 @@ def _private_events(request: dict[str, Any], cache_dir: str) -> Generator[str, N
                 pid=wanted.pid or 0,
                 cgroup=wanted.lies_below.id if isinstance(wanted.lies_below, Subtree) else 0,
             )
+            click.echo(_TRACING, err=True)
             poll = select.poll()
             poll.register(events.fileno(), select.POLLIN)
             while left is None or left > 0:

@@ -26,7 +26,7 @@ LAYERS = (  # from the bottom; a line may import what is above it here, and none
     {"metrics"},
     {"web", "control", "doctor", "launch", "watch", "patrol", "reload", "textfile", "notify"},
     {"node"},
-    {"agent"},
+    {"agent", "tour"},
     {"cli"},
 )
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
