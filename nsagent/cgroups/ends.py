@@ -58,8 +58,8 @@ class _End:
 class Ends:
     """What became of cgroups between samples. Safe from any thread.
 
-    `read` returns the records since its last call. The kernel's paths are those of the initial cgroup namespace: for a layout
-    as another one sees it there must be no such object.
+    `read` returns the records since its last call. The kernel's paths begin at the roots of the hierarchies: for a layout that
+    shows less (`Layout.is_whole`) there must be no such object.
     """
 
     def __init__(self, layout: Layout, read: Callable[[], list[CgroupRecord]]) -> None:

@@ -84,6 +84,14 @@ class Layout:
             return "v1"
         return "hybrid" if any(h.version == 1 and h.controllers for h in self.hierarchies) else "v2"
 
+    @property
+    def is_whole(self) -> bool:
+        """Tell whether each mount shows its hierarchy from the very root, as a host's do, also from within a cgroup namespace.
+
+        The root of a kernfs has the inode number 1 (fs/kernfs/dir.c, kernfs_create_root).
+        """
+        return all(_inode(hierarchy.mountpoint) == 1 for hierarchy in self.hierarchies)
+
     def of(self, controller: str) -> Hierarchy | None:
         """Return the hierarchy that `controller` is in; ``io`` finds v1's ``blkio``. None where no mounted one has it."""
         legacy = _V1_NAMES.get(controller, controller)
@@ -135,6 +143,13 @@ def _below(hierarchy: Hierarchy, cgroup: str) -> str | None:
     if cgroup == hierarchy.root or cgroup.startswith(hierarchy.root + "/"):
         return cgroup[len(hierarchy.root) :] or "/"
     return None  # below the namespace's root, whose own name the kernel does not tell
+
+
+def _inode(path: str) -> int:
+    try:
+        return os.stat(path).st_ino
+    except OSError:
+        return 0
 
 
 def _read(path: str, what: str) -> bytes:

@@ -139,8 +139,8 @@ def find_target(btf: Any, typedef: int, function: int, program: Program) -> int:
     return next((int(btf.ids[key]) for key in keys if key in btf.ids), 0)
 
 
-def build(request: dict[str, Any], tree: str) -> dict[str, Any]:
-    """Compile what the request asks for; `tree` is an empty directory this process owns."""
+def build(request: dict[str, Any]) -> dict[str, Any]:
+    """Compile what the request asks for, as the user that it names where this is root."""
     sys.path.insert(0, request["root"])
     from nsagent.kernel import btf as btf_module
     from nsagent.kernel import headers
@@ -148,7 +148,6 @@ def build(request: dict[str, Any], tree: str) -> dict[str, Any]:
     with open(request["btf"], "rb") as file:
         btf = btf_module.Btf(file.read(), request["btf"])
     projection = headers.project(btf)
-    headers.write_tree(tree, projection.text, os.uname().machine)  # BCC looks for its own machine's
     wanted = list_programs(request["machine"])
     ids = {program.name: find_target(btf, btf_module.TYPEDEF, btf_module.FUNC, program) for program in wanted}
     missing = dict(projection.missing)
@@ -164,13 +163,25 @@ def build(request: dict[str, Any], tree: str) -> dict[str, Any]:
     for name, program in absent.items():
         if program.group == "account":
             missing[name] = f"this kernel has no {program.target} to attach to"
-    sys.path.pop(0)
     if os.geteuid() == 0 and request["uid"]:
-        for path, _, files in os.walk(tree):
-            for entry in (path, *(os.path.join(path, file) for file in files)):
-                os.chown(entry, request["uid"], request["uid"])
         _drop_privileges(request["uid"])
+    with tempfile.TemporaryDirectory(prefix="nsagent-") as tree:
+        headers.write_tree(tree, projection.text, os.uname().machine)  # BCC looks for its own machine's
+        sys.path.pop(0)
+        programs, compiler = _compile(request, tree, [p for p in wanted if p.name not in absent], ids, projection.kfuncs)
+    return {
+        "build_id": request["build_id"],
+        "source": request["source"],
+        "compiler": compiler,
+        "programs": programs,
+        "missing": missing,
+    }
 
+
+def _compile(
+    request: dict[str, Any], tree: str, wanted: list[Program], ids: dict[str, int], kfuncs: dict[str, int]
+) -> tuple[list[dict[str, Any]], str]:
+    """Return the programs `wanted`, compiled against the headers in `tree`, and what compiled them."""
     os.environ["BCC_KERNEL_SOURCE"] = tree
     try:
         import bcc
@@ -193,21 +204,13 @@ def build(request: dict[str, Any], tree: str) -> dict[str, Any]:
     module = BPF(text="\n".join(sources[name] for name in sorted(sources) if name.endswith(".c")), cflags=flags)
     programs: list[dict[str, Any]] = []
     for program in wanted:
-        if program.name in absent:
-            continue
         record: dict[str, Any] = program._asdict() | {"btf_id": ids[program.name], "insns": "", "relocations": []}
         del record["function"]
         if not program.same_as:
-            code, record["relocations"] = relocate(program.name, module.dump_func(program.function.encode()), projection.kfuncs)
+            code, record["relocations"] = relocate(program.name, module.dump_func(program.function.encode()), kfuncs)
             record["insns"] = base64.b64encode(code).decode()
         programs.append(record)
-    return {
-        "build_id": request["build_id"],
-        "source": request["source"],
-        "compiler": f"bcc {bcc.__version__}",
-        "programs": programs,
-        "missing": missing,
-    }
+    return programs, f"bcc {bcc.__version__}"
 
 
 def main() -> None:
@@ -216,8 +219,7 @@ def main() -> None:
     # The compiler is fed by us alone, but a descriptor it prints to must not be the one the object goes to.
     result = os.dup(1)
     os.dup2(2, 1)
-    with tempfile.TemporaryDirectory(prefix="nsagent-") as tree:
-        document = json.dumps(build(request, tree))
+    document = json.dumps(build(request))
     with open(result, "w", encoding="ascii") as out:
         out.write(document)
 

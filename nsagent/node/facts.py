@@ -44,14 +44,6 @@ def keeps_delays() -> bool:
     return _reads("/proc/sys/kernel/task_delayacct") == "1"
 
 
-def cgroup_namespace() -> int:
-    """Return the inode number of this process's cgroup namespace, 0 where it cannot be told."""
-    try:
-        return os.stat("/proc/self/ns/cgroup").st_ino
-    except OSError:
-        return 0
-
-
 def _reads(path: str) -> str:
     """Return the content of a file of /proc; empty where it cannot be read (EOPNOTSUPP: psi=0)."""
     try:

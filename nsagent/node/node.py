@@ -44,7 +44,6 @@ log = logging.getLogger(__name__)
 QUEUE_FULL: Final = "queue_full"
 _NO_BPF: Final = "switched off with --no-bpf"
 _NO_TRACE: Final = "switched off with --no-trace"
-_FIRST_CGROUP: Final = 0xEFFFFFFB  # include/linux/proc_ns.h, PROC_CGROUP_INIT_INO
 
 
 class Node:
@@ -156,8 +155,8 @@ class Node:
         """Be the one reader of what the kernel tells of cgroups: who keeps no history leaves it to the next agent."""
         if not (self.attached and self.cgroups and self.layout and self.history):
             return None
-        if facts.cgroup_namespace() != _FIRST_CGROUP:
-            self.features["cgroup_ends"] = "the agent is in a cgroup namespace, and the kernel names cgroups from the host's root"
+        if not self.layout.is_whole:
+            self.features["cgroup_ends"] = "the agent sees a part of a cgroup tree, and the kernel names cgroups from its root"
             return None
         self.cgroup_ring = self.attached.cgroup_ring()
         if self.cgroup_ring is None:

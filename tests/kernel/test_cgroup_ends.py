@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import pytest
 
+from nsagent import libc
 from nsagent.metrics.text import printable
 from tests.kernel.agents import Samples, get, running
 from tests.kernel.conftest import accounting
@@ -211,3 +212,22 @@ def test_one_that_was_read_keeps_the_rest_of_its_last_reading(world: list[str], 
         assert ns(get(after, "nsagent_cgroup_cpu_usage_seconds_total", cgroup=path)) >= used
         assert get(after, "nsagent_cgroup_memory_events_total", cgroup=path, event="oom_kill") == 0
         assert get(after, "nsagent_cgroup_cpu_seconds_total", cgroup=path, mode="user") is not None
+
+
+def test_an_agent_in_a_cgroup_namespace_that_has_the_hosts_trees(world: list[str], parent: str) -> None:
+    """As in a pod: a namespace of its own, and a mount of the host's /sys/fs/cgroup."""
+    places = hierarchies()
+
+    def enter() -> None:
+        for place in places.values():
+            (place / parent / "agent" / "cgroup.procs").write_text("0")
+        libc.unshare(libc.CLONE_NEWCGROUP)
+
+    for place in places.values():
+        (place / parent / "agent").mkdir()
+    with running(world, "--no-runtimes", preexec_fn=enter) as agent:
+        assert os.readlink(f"/proc/{agent.process.pid}/ns/cgroup") != os.readlink("/proc/self/ns/cgroup")
+        assert agent.status()["features"].get("cgroup_ends") is None
+        agent.scrape()
+        lives = {f"/{parent}/{n}": live(places, parent, str(n), 20 + n) for n in range(5)}
+        assert_exact(agent.scrape(), lives)

@@ -132,6 +132,7 @@ def test_mount_from_above_the_cgroup_namespace(tmp_path: Path) -> None:
     assert layout.own_cgroup() == {}  # the kernel does not say what the namespace's root is called
     (tmp_path / "self" / "cgroup").write_bytes(b"1:pids:/../../other/x\n")
     assert layout.own_cgroup() == {"pids": "/other/x"}
+    assert not layout.is_whole  # a recorded tree's root has any inode number
 
 
 def test_a_host_tree_inside_a_container(tmp_path: Path) -> None:
