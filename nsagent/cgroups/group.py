@@ -25,7 +25,7 @@ from nsagent.errors import AccessError, NsagentError, UnsupportedError, UsageErr
 
 __all__ = ["Group", "IoMax", "Limits", "plan"]
 
-# What every cgroup of ours has where v2 rules: the stats of a report need them. cpuset only when it is asked for.
+# What every cgroup of ours has where v2 rules: the stats of a report need them. cpuset, hugetlb only when they are asked for.
 _WANTED: Final = frozenset({"cpu", "memory", "io", "pids"})
 
 
@@ -87,8 +87,7 @@ class Group:
 
         With a list `refused` it gets what this host does not enforce, which then is no error.
         """
-        if limits.cpuset is not None:
-            self._enable_above({"cpuset"})
+        self._enable_above({name for name, asked in (("cpuset", limits.cpuset), ("hugetlb", limits.hugetlb)) if asked})
         for hierarchy, setting in plan(self.layout, limits):
             try:
                 self._write(hierarchy, setting)
@@ -229,7 +228,7 @@ class Group:
                 _prepare_v1(hierarchy, place, leaf=depth == len(names))
 
     def _enable_above(self, controllers: set[str]) -> None:
-        for hierarchy in self.places:
+        for hierarchy in self.places if controllers else ():
             if hierarchy.version == 2:
                 place = hierarchy.mountpoint
                 for name in self.path.split("/"):

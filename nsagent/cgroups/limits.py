@@ -26,6 +26,32 @@ class IoMax:
 
 
 @dataclass(frozen=True, slots=True)
+class HugetlbMax:
+    """A limit on huge pages of one size, in use and reserved; 0: none may be had. Bytes."""
+
+    page_bytes: int
+    limit_bytes: int
+
+    @property
+    def page(self) -> str:
+        """The size as the kernel's files have it, such as 2MB. Source: mem_fmt() in mm/hugetlb_cgroup.c."""
+        for power, unit in ((30, "GB"), (20, "MB")):
+            if self.page_bytes >= 1 << power:
+                return f"{self.page_bytes >> power}{unit}"
+        return f"{self.page_bytes >> 10}KB"
+
+    def settings(self, used: str, reserved: str) -> list[Setting]:
+        """Return the writes, to files that end so. Without the second, of 5.7, too much is a SIGBUS, and no ENOMEM of mmap(2)."""
+        expect = str(self.limit_bytes // self.page_bytes * self.page_bytes)
+        return [
+            Setting.make(
+                "--hugetlb", f"hugetlb.{self.page}.{end}", str(self.limit_bytes), expect=expect, optional=end == reserved
+            )
+            for end in (reserved, used)
+        ]
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """What was asked for; None: not limited here.
 
@@ -41,6 +67,7 @@ class Limits:
     memory_high_bytes: int | None = None
     pids: int | None = None
     io_max: tuple[IoMax, ...] = ()
+    hugetlb: tuple[HugetlbMax, ...] = ()
     cpuset: str | None = None
     cpu_weight: int | None = None
     io_weight: int | None = None
@@ -67,6 +94,9 @@ class Limits:
             raise UsageError(f"--pids {self.pids}: not between 1 and 4194304")
         if self.cpuset is not None and not parse_cpus(self.cpuset):
             raise UsageError("--cpuset: empty", hint="such as 0-2,5")
+        sizes = [each.page_bytes for each in self.hugetlb]
+        if len(sizes) != len(set(sizes)) or any(each.limit_bytes < 0 for each in self.hugetlb):
+            raise UsageError("--hugetlb: a size of pages has one limit, from 0 on", hint="such as 2MB=64M")
         for limit in self.io_max:
             numbers = (limit.rbps, limit.wbps, limit.riops, limit.wiops)
             if not _DEVICE.fullmatch(limit.device) or any(n is not None and n < 1 for n in numbers):

@@ -23,7 +23,9 @@ _NEEDS: Final = (
     ("--cpuset", "cpuset", "cpuset"),
     ("--io-max", "io_max", "io"),
     ("--io-weight", "io_weight", "io"),
+    ("--hugetlb", "hugetlb", "hugetlb"),
 )
+_HUGE_PAGES: Final = "/sys/kernel/mm/hugepages"
 
 
 def plan(layout: Layout, limits: Limits) -> list[tuple[Hierarchy, Setting]]:
@@ -49,6 +51,13 @@ def plan(layout: Layout, limits: Limits) -> list[tuple[Hierarchy, Setting]]:
     if limits.devices is not None and layout.of("devices") is None and layout.v2 is None:
         raise UnsupportedError("--device-policy", "neither v1's devices controller nor cgroup v2 is mounted")
     limits.check()
+    for each in limits.hugetlb:
+        if not os.path.isdir(f"{_HUGE_PAGES}/hugepages-{each.page_bytes >> 10}kB"):
+            raise UnsupportedError(
+                f"--hugetlb {each.page}",
+                "this host has no huge pages of this size",
+                hint=f"'ls {_HUGE_PAGES}' shows those it has",
+            )
     bfq = limits.io_weight is not None and _any_disk("queue/scheduler", "[bfq]")
     writes: list[tuple[Hierarchy, Setting]] = []
     for hierarchy in layout.hierarchies:

@@ -266,6 +266,9 @@ def settings(limits: Limits, controllers: frozenset[str], *, bfq: bool = False) 
                     hint="echo bfq > /sys/block/DISK/queue/scheduler",
                 )
             plan.append(make("--io-weight", "blkio.bfq.weight", str(bfq_weight(limits.io_weight))))
+    if "hugetlb" in controllers:
+        for size in limits.hugetlb:
+            plan += size.settings("limit_in_bytes", "rsvd.limit_in_bytes")
     if "devices" in controllers and limits.devices is not None:
         plan.append(make("--device-policy", "devices.deny", "a", expect="", read_file="devices.list"))
         for rule in (*MKNOD, *map(str, limits.devices)):

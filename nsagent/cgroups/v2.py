@@ -263,6 +263,9 @@ def settings(limits: Limits, controllers: frozenset[str], *, bfq: bool = False, 
         plan += [make("--io-max", "io.max", line, expect=line) for line in map(_io_max, limits.io_max)]
         if limits.io_weight is not None:
             plan.append(_io_weight(limits.io_weight, bfq=bfq, iocost=iocost))
+    if "hugetlb" in controllers:
+        for size in limits.hugetlb:
+            plan += size.settings("max", "rsvd.max")
     return plan
 
 

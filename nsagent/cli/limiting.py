@@ -24,6 +24,7 @@ _OPTIONS: Final = (
     click.option("--memory-high", metavar="SIZE", help="Memory above which it is slowed down, not killed (cgroup v2)."),
     click.option("--pids", metavar="N", help="Processes and threads."),
     click.option("--io-max", metavar="DEVICE:KEY=N,...", multiple=True, help=_IO_MAX),
+    click.option("--hugetlb", metavar="SIZE=N", multiple=True, help="Huge pages of a size, such as 2MB=64M; may be repeated."),
     click.option("--io-weight", metavar="N", help="Share of IO against others, 1 to 10000; 100 is normal."),
     click.option(
         "--device-policy",
@@ -74,6 +75,7 @@ def make_limits(words: dict[str, Any]) -> Limits:
         memory_high_bytes=parsed("memory_high", lambda text: quantities.parse_bytes(text, "--memory-high")),
         pids=parsed("pids", lambda text: quantities.parse_count(text, "--pids", 1, 4 << 20)),
         io_max=tuple(quantities.parse_io_max(text) for text in words["io_max"]),
+        hugetlb=tuple(map(quantities.parse_hugetlb, words["hugetlb"])),
         devices=make_devices(words["volume"]) if words["device_policy"] == "closed" else None,
         cpuset=parsed("cpuset", lambda text: quantities.parse_cpuset(text, quantities.read_online_cpus())),
         cpu_weight=parsed("cpu_weight", lambda text: quantities.parse_count(text, "--cpu-weight", 1, 10_000)),

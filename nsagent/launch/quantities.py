@@ -8,7 +8,7 @@ import re
 import stat
 from typing import Final
 
-from nsagent.cgroups.limits import IoMax
+from nsagent.cgroups.limits import HugetlbMax, IoMax
 from nsagent.errors import UsageError
 from nsagent.launch.joining import CLOCKS, ClockOffset
 
@@ -127,6 +127,15 @@ def parse_io_max(text: str) -> IoMax:
             raise UsageError(f"--io-max {text!r}: {word!r} is none of its limits", hint=hint)
         limits[key] = parse_bytes(value, f"--io-max {key}")
     return IoMax(resolve_device(match["device"]), **limits)
+
+
+def parse_hugetlb(text: str) -> HugetlbMax:
+    """Return the limit of PAGESIZE=BYTES, such as 2MB=64M; 0 bytes: none of that size."""
+    page, _, limit = text.partition("=")
+    if not page or not limit:
+        raise UsageError(f"--hugetlb {text!r} is not a size of pages and its limit", hint="such as 2MB=64M, or 1GB=0")
+    limit_bytes = 0 if limit.strip() == "0" else parse_bytes(limit, f"--hugetlb {page}")
+    return HugetlbMax(parse_bytes(page, "--hugetlb"), limit_bytes)
 
 
 def resolve_device(text: str, sysfs: str = "/sys") -> str:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from nsagent.cgroups import v1, v2
 from nsagent.cgroups.limits import (
+    HugetlbMax,
     IoMax,
     Limits,
     Setting,
@@ -198,6 +199,23 @@ def test_v2_settings() -> None:
     assert v2.settings(LIMITS, frozenset({"hugetlb"})) == []
 
 
+def test_hugetlb_settings() -> None:
+    limits = Limits(hugetlb=(HugetlbMax(2 << 20, 5 << 20), HugetlbMax(1 << 30, 0), HugetlbMax(64 << 10, 1 << 20)))
+    v2_files = written(v2.settings(limits, frozenset({"hugetlb"})))
+    assert v2_files[:4] == [
+        ("hugetlb.2MB.rsvd.max", str(5 << 20)),
+        ("hugetlb.2MB.max", str(5 << 20)),
+        ("hugetlb.1GB.rsvd.max", "0"),
+        ("hugetlb.1GB.max", "0"),
+    ]
+    assert v2_files[4:] == [("hugetlb.64KB.rsvd.max", str(1 << 20)), ("hugetlb.64KB.max", str(1 << 20))]
+    settings = v1.settings(limits, frozenset({"hugetlb"}))
+    assert [setting.file for setting in settings[:2]] == ["hugetlb.2MB.rsvd.limit_in_bytes", "hugetlb.2MB.limit_in_bytes"]
+    assert [setting.optional for setting in settings[:2]] == [True, False]
+    assert {setting.expect for setting in settings[:2]} == {str(4 << 20)}  # whole pages
+    assert v1.settings(limits, ALL - {"hugetlb"}) == v2.settings(limits, ALL - {"hugetlb"}) == []
+
+
 def test_v1_settings() -> None:
     assert written(v1.settings(LIMITS, ALL, bfq=True)) == [
         ("cpu.cfs_period_us", "100000"),
@@ -257,6 +275,8 @@ def test_cpu_lists(cpus: frozenset[int]) -> None:
         Limits(cpuset="a"),
         Limits(io_max=(IoMax("sda", rbps=1),)),
         Limits(io_max=(IoMax("8:0", rbps=0),)),
+        Limits(hugetlb=(HugetlbMax(2 << 20, -1),)),
+        Limits(hugetlb=(HugetlbMax(2 << 20, 0), HugetlbMax(2 << 20, 1 << 20))),
     ],
 )
 def test_impossible_limits(limits: Limits) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nsagent.cgroups.limits import IoMax
+from nsagent.cgroups.limits import HugetlbMax, IoMax
 from nsagent.errors import UsageError
 from nsagent.launch import joining, quantities
 
@@ -91,6 +91,14 @@ def test_io_max(tmp_path: Path) -> None:
 def test_impossible_io_max(text: str) -> None:
     with pytest.raises(UsageError):
         quantities.parse_io_max(text)
+
+
+def test_hugetlb() -> None:
+    assert quantities.parse_hugetlb("2MB=64M") == quantities.parse_hugetlb("2MiB=65536K") == HugetlbMax(2 << 20, 64 << 20)
+    assert quantities.parse_hugetlb("1G=0").limit_bytes == 0
+    for text in ("2MB", "=1M", "2MB=", "2MB=x", "x=1M", "0=1M", "2MB=-1"):
+        with pytest.raises(UsageError):
+            quantities.parse_hugetlb(text)
 
 
 def test_io_max_of_a_real_disk() -> None:
