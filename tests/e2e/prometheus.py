@@ -11,7 +11,7 @@ import subprocess
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,15 @@ def check_metrics(exposition: bytes) -> str:
     environment = os.environ | {"PATH": search_path()}
     done = subprocess.run(argv, input=exposition, env=environment, capture_output=True, check=False, timeout=120)
     return done.stderr.decode() + done.stdout.decode()
+
+
+def promtool(directory: Path, *args: str) -> tuple[int, str]:
+    """Run promtool there; return its exit code and what it said."""
+    environment = os.environ | {"PATH": search_path()}
+    done = subprocess.run(
+        ["promtool", *args], cwd=directory, env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+    return done.returncode, done.stdout + done.stderr
 
 
 class Prometheus:
@@ -94,14 +103,16 @@ class Prometheus:
 
 
 @contextlib.contextmanager
-def running(directory: Path, target: str, interval: int = 1, *, config: str = _CONFIG) -> Iterator[Prometheus]:
+def running(
+    directory: Path, target: str = "", interval: int = 1, *, config: str = _CONFIG, flags: Sequence[str] = ()
+) -> Iterator[Prometheus]:
     """Run a Prometheus that keeps its data below `directory` and scrapes `target` every `interval` s, or as `config` says."""
     (directory / "prometheus.yml").write_text(config.format(target=target, interval=interval))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     argv = ["prometheus", f"--config.file={directory}/prometheus.yml", f"--storage.tsdb.path={directory}/data"]
-    argv += [f"--web.listen-address={address}", "--log.level=debug"]
+    argv += [f"--web.listen-address={address}", "--log.level=debug", *flags]
     environment = os.environ | {"PATH": search_path()}
     with (directory / "log").open("w") as log:
         process = subprocess.Popen(argv, env=environment, cwd=directory, stdout=log, stderr=log, stdin=subprocess.DEVNULL)

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tests import promql
-from tests.e2e import prometheus
+from tests.e2e.prometheus import promtool
 from tests.support import ROOT
 
 pytestmark = pytest.mark.e2e
 
 DIRECTORY = ROOT / "deploy/prometheus"
-
-
-def promtool(directory: Path, *args: str) -> tuple[int, str]:
-    """Run promtool there; return its exit code and what it said."""
-    environment = os.environ | {"PATH": prometheus.search_path()}
-    done = subprocess.run(
-        ["promtool", *args], cwd=directory, env=environment, capture_output=True, text=True, check=False, timeout=120
-    )
-    return done.returncode, done.stdout + done.stderr
 
 
 def test_the_rules_are_right() -> None:
