@@ -19,7 +19,6 @@ from nsagent.cgroups.layout import Hierarchy, Layout
 from nsagent.cgroups.limits import IoMax, Limits, Setting
 from nsagent.cgroups.meter import Meter
 from nsagent.cgroups.plan import plan, translate, write_setting
-from nsagent.cgroups.reader import Reader
 from nsagent.cgroups.stats import CgroupStats
 from nsagent.errors import AccessError, NsagentError, UnsupportedError, UsageError
 
@@ -155,6 +154,8 @@ class Group:
     def stats(self) -> CgroupStats:
         """Read what it and its descendants have used; parts are None where this host does not count them."""
         counting = any("blkio" in h.controllers and read_text(f"{p}/{v1.COUNTING_FILES[0]}") for h, p in self.places.items())
+        from nsagent.cgroups.reader import Reader  # CMD need not wait for it: see nsagent.launch.launcher
+
         found = CgroupStats()
         reader = Reader(self.layout)
         for prefix in {hierarchy.prefix for hierarchy in self.places}:  # the mounts may show different parts

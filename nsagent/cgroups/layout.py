@@ -10,8 +10,7 @@ import errno
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from nsagent.errors import AccessError, NsagentError, ParseError, UnsupportedError, VanishedError
 from nsagent.procfs import read_cgroup
@@ -26,8 +25,7 @@ _V1_NAMES: Final = {"io": "blkio"}
 _OCTAL: Final = re.compile(rb"\\([0-7]{3})")
 
 
-@dataclass(frozen=True, slots=True)
-class Hierarchy:
+class Hierarchy(NamedTuple):
     """One mounted tree of cgroups.
 
     `mountpoint` is where this process reaches it. `root` is the cgroup that stands there, as this process's cgroup
@@ -65,8 +63,7 @@ class Hierarchy:
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(NamedTuple):
     """All hierarchies, v1 ones first in the order of mounting."""
 
     hierarchies: tuple[Hierarchy, ...]

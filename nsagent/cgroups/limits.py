@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
-from typing import Final
+from typing import Final, NamedTuple
 
 from nsagent.cgroups.device_policy import DeviceRule
 from nsagent.errors import UsageError
@@ -14,8 +13,7 @@ PERIOD_USEC: Final = 100_000  # the kernel's default bandwidth period
 _DEVICE: Final = re.compile(r"[0-9]+:[0-9]+")
 
 
-@dataclass(frozen=True, slots=True)
-class IoMax:
+class IoMax(NamedTuple):
     """Limits on one whole disk, ``major:minor``: bytes and operations a second; None is no limit."""
 
     device: str
@@ -25,8 +23,7 @@ class IoMax:
     wiops: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class HugetlbMax:
+class HugetlbMax(NamedTuple):
     """A limit on huge pages of one size, in use and reserved; 0: none may be had. Bytes."""
 
     page_bytes: int
@@ -51,8 +48,7 @@ class HugetlbMax:
         ]
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(NamedTuple):
     """What was asked for; None: not limited here.
 
     `cpus` in CPUs (0.5 is half of one). `memory_bytes` bounds memory; `swap_bytes` of swap may come on top, and is 0 unless
@@ -75,7 +71,7 @@ class Limits:
 
     def __bool__(self) -> bool:
         """Tell whether anything is limited."""
-        return any(getattr(self, each.name) not in (None, ()) for each in fields(self))
+        return any(each not in (None, ()) for each in self)
 
     def check(self) -> None:
         """Raise UsageError for what no kernel could enforce."""
@@ -103,8 +99,7 @@ class Limits:
                 raise UsageError(f"--io-max {limit.device}: not major:minor of a disk with rates from 1 on", hint="such as 8:0")
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
+class Setting(NamedTuple):
     """One write: `value` to `file` of `controller`, because of `flag`. Afterwards a line of `read_file` is `expect`.
 
     `optional`: the file may be missing, for the limit holds without it.

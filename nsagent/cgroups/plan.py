@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from dataclasses import fields
 from typing import Any, Final
 
 from nsagent.cgroups import v1, v2
@@ -74,18 +73,17 @@ def feasible(layout: Layout, limits: Limits) -> tuple[Limits, list[str]]:
     """Return those of `limits` that this host has, and why it has not the others. Raises UsageError as `plan`."""
     had: dict[str, Any] = {}
     refused = []
-    for each in fields(limits):
-        value = getattr(limits, each.name)
+    for name, value in limits._asdict().items():
         if value in (None, ()):
             continue
-        alone = {each.name: value}
-        if each.name == "swap_bytes":  # means something beside that of memory alone, and goes with it
+        alone = {name: value}
+        if name == "swap_bytes":  # means something beside that of memory alone, and goes with it
             if "memory_bytes" not in had:
                 continue
             alone["memory_bytes"] = limits.memory_bytes
         try:
             plan(layout, Limits(**alone))
-            had[each.name] = value
+            had[name] = value
         except UnsupportedError as exc:
             refused.append(exc.message)
     return Limits(**had), refused

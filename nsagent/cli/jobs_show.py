@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shlex
@@ -113,7 +112,7 @@ def _last_lines(text: bytes, count: int) -> list[bytes]:
 
 def document(job: JobRecord, layout: Layout, *, report: bool) -> dict[str, Any]:
     """Return a job as JSON has it (docs/jobs.md): what is not known is left out."""
-    known = {key: value for key, value in dataclasses.asdict(job).items() if value is not None}
+    known = {key: value for key, value in job._asdict().items() if value is not None}
     for field in ("given", *(() if report and job.report else ("report",))):
         known.pop(field, None)
     known["state"] = control.state(job, layout)

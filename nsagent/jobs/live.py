@@ -12,7 +12,6 @@ locked is one whose launcher died: `abandoned` takes it over.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import fcntl
 import json
@@ -44,14 +43,14 @@ class JobFile:
 
     def update(self, **changes: Any) -> None:
         """Write the record with `changes`, atomically. Raises AccessError where the directory became unwritable."""
-        record = dataclasses.replace(self.record, **changes)
+        record = self.record._replace(**changes)
         fd = _write_locked(self._directory, record)
         os.close(self._fd)
         self._fd, self.record = fd, record
 
     def finish(self, **changes: Any) -> None:
         """Write the last record among the ended jobs, then drop the live one: a crash between them loses nothing."""
-        self.record = dataclasses.replace(self.record, **changes, given={})
+        self.record = self.record._replace(**changes, given={})
         os.close(_write_locked(os.path.join(self._directory, "ended"), self.record))
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(self._directory, f"{self.record.id}.json"))
@@ -132,7 +131,7 @@ def _write_locked(directory: str, record: JobRecord) -> int:
         fd = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
-            text = json.dumps(dataclasses.asdict(record), separators=(",", ":")).encode() + b"\n"
+            text = json.dumps(record._asdict(), separators=(",", ":")).encode() + b"\n"
             if os.write(fd, text) < len(text):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.rename(hidden, os.path.join(directory, f"{record.id}.json"))

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import re
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 from nsagent.errors import AccessError, ParseError
 
+_NONE: Final[dict[str, Any]] = {}  # of a record that was never given one; nobody writes to it
 
-@dataclass(frozen=True, slots=True)
-class JobRecord:
+
+class JobRecord(NamedTuple):
     """What is kept of one job. Times are seconds since the epoch; `start_ticks` identifies `pid` (proc_pid_stat(5)).
 
     `cgroup` is the path below the root of each hierarchy, or "" where the job has none. `outcome`, `end` and
@@ -33,13 +32,13 @@ class JobRecord:
     isolate: tuple[str, ...] = ()
     pid: int | None = None
     start_ticks: int | None = None
-    namespaces: dict[str, int] = field(default_factory=dict)
+    namespaces: dict[str, int] = _NONE
     end: float | None = None
     outcome: str | None = None
     exit_code: int | None = None
     reason: str = ""
-    report: dict[str, Any] = field(default_factory=dict)
-    given: dict[str, Any] = field(default_factory=dict)
+    report: dict[str, Any] = _NONE
+    given: dict[str, Any] = _NONE
 
 
 def default_state_dir() -> str:
@@ -82,7 +81,7 @@ def parse(fd: int, path: str) -> JobRecord:
     while piece := os.read(fd, 1 << 16):
         pieces.append(piece)
     try:
-        known = {f.name for f in dataclasses.fields(JobRecord)}
+        known = set(JobRecord._fields)
         fields = {key: value for key, value in json.loads(b"".join(pieces)).items() if key in known}
         for key in ("command", "isolate"):
             fields[key] = tuple(fields[key])

@@ -304,6 +304,8 @@ class _Launch:
             self._notes += tuning.prepare(pid, spec.tuning, best_effort=spec.best_effort)
             self._register(pid, prepare.given(plan, spec))
             os.write(release, RELEASE)
+            if self._group is not None:  # while CMD begins: what its end will need
+                import nsagent.cgroups.reader  # noqa: F401
             with self._alarms(supervisor) as alarms:
                 ending = supervisor.wait(alarms)
             wall_ns = time.monotonic_ns() - started

@@ -6,7 +6,6 @@ A value that nobody could report is None, absent in JSON and in the text; it is 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
@@ -63,8 +62,7 @@ class NamespaceRef(NamedTuple):
     joined: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class RunResult:
+class RunResult(NamedTuple):
     """One job from start to end. Times are seconds since the epoch; `wall_ns` is on the monotonic clock.
 
     `outcome`: success, failure, signal, oom, timeout. `exit_code` is what `nsagent run` ends with; `reason` says it in
@@ -86,7 +84,7 @@ class RunResult:
     usage: JobUsage
     cpus: float | None = None
     timeline: Timeline | None = None
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
     @property
     def cpu_efficiency(self) -> float | None:

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from nsagent.errors import UsageError
 
@@ -36,8 +35,7 @@ def mask(names: Iterable[str]) -> int:
 DEFAULT: Final = mask(_DEFAULT)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Security:
+class Security(NamedTuple):
     """`cap_add`, `cap_drop`: bit masks, ALL for all there are. `seccomp`: a profile's path, `unconfined`, or "" (default).
 
     `privileged`: all capabilities, no filter, set-user-ID programs work, mounts as the host has them.

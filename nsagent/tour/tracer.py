@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-_READY_S: Final = 120.0
+_READY_S: Final = 600.0  # of compiling, verifying and loading; on a common machine it takes a second
 _LATE_S: Final = 60.0
 
 
