@@ -11,7 +11,9 @@ docker's profiles.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import importlib
 import json
 import os
 import struct
@@ -65,12 +67,12 @@ def compile_profile(path: str, capabilities: int) -> bytes:
     Raises: UnsupportedError without libseccomp or its binding; UsageError, AccessError of the file.
     """
     try:
-        import pyseccomp
+        pyseccomp = _import_binding()
     except (ImportError, RuntimeError) as exc:  # RuntimeError: the binding is there, libseccomp.so is not
         raise UnsupportedError(
             "seccomp filter",
             f"{exc}",
-            hint="install pyseccomp and libseccomp (Debian: libseccomp2), or choose --seccomp unconfined",
+            hint="pip install pyseccomp (Debian: python3-seccomp), or choose --seccomp unconfined",
         ) from exc
     machine = os.uname().machine
     if machine not in _ARCHES:
@@ -86,6 +88,13 @@ def compile_profile(path: str, capabilities: int) -> bytes:
     except OSError as exc:
         raise NsagentError(f"libseccomp refuses the profile {path or 'of nsagent'}: {exc}") from exc
     return made if path else _newer_is_unknown() + made
+
+
+def _import_binding() -> Any:
+    """Return PyPI's pyseccomp, else libseccomp's own binding, which has the same names: distributions have that one alone."""
+    with contextlib.suppress(ImportError):
+        return importlib.import_module("pyseccomp")
+    return importlib.import_module("seccomp")
 
 
 def _read(path: str) -> Any:

@@ -45,7 +45,7 @@ def test_metadata_names_licence_and_dependencies(wheel: zipfile.ZipFile) -> None
     (name,) = (n for n in wheel.namelist() if n.endswith(".dist-info/METADATA"))
     metadata = wheel.read(name).decode().splitlines()
     required = {line.split()[1] for line in metadata if line.startswith("Requires-Dist:") and "extra ==" not in line}
-    assert {word.split(">")[0] for word in required} == {"click", "prometheus-client", "psutil", "pyseccomp"}  # never PyPI's bcc
+    assert {word.split(">")[0] for word in required} == {"click", "prometheus-client", "pyseccomp"}  # never PyPI's bcc
     assert "License-Expression: Apache-2.0 AND (GPL-2.0-only OR Apache-2.0)" in metadata
 
 
