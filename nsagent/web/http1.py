@@ -9,13 +9,11 @@ import errno
 import math
 import socket
 import time
-import zlib
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 HEADER_BYTES: Final = 16 << 10
 _PIECE: Final = 1 << 18
-_GZIP: Final = 16 + zlib.MAX_WBITS  # with its header and trailer
 _REASONS: Final = {
     200: "OK",
     400: "Bad Request",
@@ -138,10 +136,3 @@ def gathered(pieces: Iterable[bytes]) -> Iterator[bytes]:
         some.append(piece)
         size += len(piece)
     yield b"".join(some)
-
-
-def compressed(answer: Answer) -> Answer:
-    """Return it as one gzip stream, level 1: the higher ones cost several times as much for little."""
-    stream = zlib.compressobj(1, zlib.DEFLATED, _GZIP)
-    body = (*filter(None, map(stream.compress, gathered(answer.body))), stream.flush())
-    return answer._replace(body=body, more=(*answer.more, "Content-Encoding: gzip"))

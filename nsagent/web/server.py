@@ -21,6 +21,7 @@ from nsagent.metrics import encode
 from nsagent.web import http1, listen
 from nsagent.web.config import Web, WebConfig
 from nsagent.web.exposition import Exposition, Late, Pieces
+from nsagent.web.gzip import Compressor
 from nsagent.web.http1 import Answer, BadRequest, Request
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ class Server:
         self._web = web
         self._reload = reload
         self._expositions = {kind: Exposition(lambda kind=kind: self._scrape(kind)) for kind in (False, True)}  # type: ignore[misc]
+        self._compressors = {kind: Compressor() for kind in (encode.TEXT, encode.OPENMETRICS)}
         self._free = threading.BoundedSemaphore(_CONNECTIONS)
         self._refused = 0
         self._told = -math.inf
@@ -143,7 +145,7 @@ class Server:
             send_body = request.method != "HEAD"
             answer = self._answer(request, web, header_end - _HEADER_SECONDS)
             if answer.status == 200 and http1.accepts_gzip(request.headers.get("accept-encoding", "")):
-                answer = http1.compressed(answer)
+                answer = self._compressed(answer)
         except BadRequest as error:
             answer = Answer(error.status, (f"{error}\n".encode(),), more=error.more)
         if web:
@@ -156,6 +158,10 @@ class Server:
             client.shutdown(socket.SHUT_WR)
         if answer.status != 200:
             _drain(client)
+
+    def _compressed(self, answer: Answer) -> Answer:
+        body = self._compressors.get(answer.type, Compressor()).compress(answer.body)
+        return answer._replace(body=body, more=(*answer.more, "Content-Encoding: gzip"))
 
     def _answer(self, request: Request, web: Web | None, began: float) -> Answer:
         if web and web.users and not web.users.allow(request.headers.get("authorization", "")):
