@@ -33,6 +33,22 @@ mount -t debugfs debugfs /new/sys/kernel/debug
 ip link set lo up
 
 line=$(cat /new/proc/cmdline)
+case $line in *nsagent.init=systemd*)
+	# All of the above but the root and /run is systemd's own work. It stays away from what is mounted on /run.
+	for directory in dev/pts dev/shm sys/fs/bpf sys/kernel/tracing sys/kernel/debug; do umount "/new/$directory"; done
+	rm -f /new/.dockerenv # else systemd takes this for a container, and leaves half of its work
+	cp /bin/busybox /command /new/run/
+	cat >/new/etc/systemd/system/command.service <<-'UNIT'
+		[Unit]
+		After=basic.target
+		Requires=basic.target
+		[Service]
+		Type=oneshot
+		ExecStart=/bin/sh -c '/bin/sh /run/command >/run/out/log 2>&1; echo $? >/run/out/status; /run/busybox sync; /run/busybox poweroff -f'
+	UNIT
+	exec switch_root /new /lib/systemd/systemd --unit=command.service
+	;;
+esac
 layout=${line#*nsagent.layout=} layout=${layout%% *}
 top=/new/sys/fs/cgroup
 case $layout in

@@ -57,9 +57,12 @@ def run(
     cpus: int = 2,
     disk_mib: int = 0,
     icount: bool = False,
+    systemd: bool = False,
     tries: int = 2,
 ) -> Outcome:
     """Boot `kernel`, run `command` by /bin/sh as root in a cgroup `layout`, power off.
+
+    `systemd`: as a unit of this host's systemd, which is PID 1 and makes the layout that is its default.
 
     `out` is a directory of the host, made if it is missing, that the command finds writable at /run/out; `disk_mib` gives it
     an empty ext4 at /run/disk; `icount` makes its time independent of this host's load. A kernel that dies before the command
@@ -74,6 +77,9 @@ def run(
         work = Path(temporary)
         (work / "initrd").write_bytes(_initrd(kernel, command))
         argv = _argv(kernel, work, out, layout=layout, memory_mib=memory_mib, cpus=cpus, disk_mib=disk_mib, icount=icount)
+        if systemd:
+            # tmpfiles would empty /tmp, where the sources may be, file by file in the overlay.
+            argv[argv.index("-append") + 1] += " nsagent.init=systemd systemd.mask=systemd-tmpfiles-setup.service"
         for boot in range(1, tries + 1):
             for name in ("status", "log"):
                 (out / name).unlink(missing_ok=True)
