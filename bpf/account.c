@@ -37,7 +37,7 @@ int on_birth(u64 *ctx)
 	if (!tell_once(mine, NSAGENT_TOLD_BIRTH))
 		return 0;
 	note_births(task, flags);
-	u64 index = settle(task, mine, AT_BIRTH);
+	u64 index = settle(task, mine, mine->row, AT_BIRTH);
 	struct nsagent_row *row = row_at(index);
 	if (!row)
 		return 0;
@@ -49,16 +49,18 @@ int on_birth(u64 *ctx)
 	struct nsagent_task *parent = task_storage(TASKS, maker, 0, 0);
 	if (!parent || !parent->call)
 		return 0;
-	u64 child = (u32)task->pid, changed = 0;
+	u64 changed = 0;
 	parent->flags = flags;
 	if (!index || parent->row != index) {
 		struct nsagent_context from = {}, made = {};
 		if (read_namespaces(maker, &from) && read_namespaces(task, &made))
 			changed = differences(from.ns, made.ns);
-		if (changed)
-			map_update(CONTEXTS, &child, &made, 0);
+		if (changed) {
+			copy_namespaces(parent->ns, made.ns);
+			parent->cred = 0;
+		}
 	}
-	parent->child = changed << 32 | child;
+	parent->child = changed << 32 | (u32)task->pid;
 	return 0;
 }
 
@@ -68,7 +70,7 @@ int on_exec(u64 *ctx)
 	struct task_struct *task = (struct task_struct *)ctx[0];
 	struct nsagent_task *mine = storage_of(task);
 	if (mine)
-		settle(task, mine, AT_EXEC);
+		settle(task, mine, row_for(mine), AT_EXEC);
 	return 0;
 }
 
@@ -119,7 +121,7 @@ int on_exit(u64 *ctx)
 	struct nsagent_task *mine = storage_of(task);
 	if (!tell_once(mine, NSAGENT_TOLD_EXIT))
 		return 0;
-	u64 was = mine->row, now = settle(task, mine, AT_EXIT);
+	u64 was = row_for(mine), now = settle(task, mine, was, AT_EXIT);
 	note_unseen(task, mine, was, now);
 	struct nsagent_row *row = row_at(now);
 #ifdef HAVE_exit_group_dead /* since the argument in include/trace/events/sched.h (in v6.16) */
@@ -150,7 +152,7 @@ int on_free(u64 *ctx)
 	forget_kept(task);
 	if (!tell_once(mine, NSAGENT_TOLD_FREE))
 		return 0;
-	struct nsagent_row *row = row_at(settle(task, mine, AT_FREE));
+	struct nsagent_row *row = row_at(settle(task, mine, row_for(mine), AT_FREE));
 	if (!row)
 		return 0;
 	__sync_fetch_and_add(&row->threads_freed, 1);
@@ -247,7 +249,7 @@ int on_move(u64 *ctx)
 	struct nsagent_task *mine = storage_of(task);
 	if (!mine)
 		return 0;
-	settle(task, mine, AT_MOVE);
+	settle(task, mine, row_for(mine), AT_MOVE);
 #ifdef HAVE_bpf_iter_task_new
 	if (!(u8)ctx[3])
 		return 0;
@@ -383,9 +385,9 @@ int on_pass(u64 *ctx)
 	count(NSAGENT_STAT_PASSES);
 	/* Who has not run has used nothing, and changes its namespaces by running; its cgroup others change, and with that its
 	 * css_set. Most tasks sleep: this is what makes a pass cheap. */
-	u64 set = (u64)task->cgroups, was = mine->row, now = was;
+	u64 set = (u64)task->cgroups, was = row_for(mine), now = was;
 	if (mine->state != 2 || !was || mine->set != set || mine->last[NSAGENT_CPU_NS] != task->se.sum_exec_runtime) {
-		now = settle(task, mine, AT_PASS);
+		now = settle(task, mine, was, AT_PASS);
 		note_unseen(task, mine, was, now);
 		mine->set = set;
 	}

@@ -46,7 +46,6 @@ enum nsagent_map {
 	NSAGENT_MAP_EVENTS,
 	NSAGENT_MAP_SYSCALLS,
 	NSAGENT_MAP_NAMESPACE_SYSCALLS,
-	NSAGENT_MAP_CONTEXTS,
 	NSAGENT_MAP_CPU_OFFSETS,
 	NSAGENT_MAP_HERE,
 	NSAGENT_MAP_RATES,
@@ -67,7 +66,6 @@ enum nsagent_map {
 #define EVENTS MAP(NSAGENT_MAP_EVENTS)
 #define SYSCALLS MAP(NSAGENT_MAP_SYSCALLS)
 #define NAMESPACE_SYSCALLS MAP(NSAGENT_MAP_NAMESPACE_SYSCALLS)
-#define CONTEXTS MAP(NSAGENT_MAP_CONTEXTS)
 #define CPU_OFFSETS MAP(NSAGENT_MAP_CPU_OFFSETS)
 #define HERE MAP(NSAGENT_MAP_HERE)
 #define RATES MAP(NSAGENT_MAP_RATES)
@@ -125,7 +123,7 @@ INLINE void count(u32 stat)
 
 INLINE struct nsagent_row *row_at(u64 index)
 {
-	u32 element = index;
+	u32 element = index & NSAGENT_WAITING ? ~0U : index;
 	return map_lookup(ROWS, &element);
 }
 
@@ -239,6 +237,16 @@ INLINE u64 user_namespace_of(struct task_struct *task)
 	return (u64)READ(struct cred, cred, user_ns);
 }
 
+INLINE void read_proxy(struct nsproxy *proxy, u64 *ns)
+{
+	ns[NSAGENT_CGROUP] = IDENTIFY(NSAGENT_CGROUP, proxy->cgroup_ns->ns);
+	ns[NSAGENT_IPC] = IDENTIFY(NSAGENT_IPC, proxy->ipc_ns->ns);
+	ns[NSAGENT_MNT] = IDENTIFY(NSAGENT_MNT, proxy->mnt_ns->ns);
+	ns[NSAGENT_NET] = IDENTIFY(NSAGENT_NET, proxy->net_ns->ns);
+	ns[NSAGENT_TIME] = IDENTIFY(NSAGENT_TIME, proxy->time_ns->ns);
+	ns[NSAGENT_UTS] = IDENTIFY(NSAGENT_UTS, proxy->uts_ns->ns);
+}
+
 /*
  * Read the context but for the pid namespace. Returns 0 where there is none (the task is past exit_task_namespaces) or it
  * changed meanwhile: an unshare on another CPU frees the old nsproxy at once, without RCU.
@@ -256,12 +264,7 @@ INLINE int read_context(struct task_struct *task, struct nsagent_context *to, en
 		to->ns[NSAGENT_USER] =
 			identify_at(NSAGENT_USER, user_namespace_of(task) + OFFSET(struct user_namespace, ns));
 	}
-	to->ns[NSAGENT_CGROUP] = IDENTIFY(NSAGENT_CGROUP, proxy->cgroup_ns->ns);
-	to->ns[NSAGENT_IPC] = IDENTIFY(NSAGENT_IPC, proxy->ipc_ns->ns);
-	to->ns[NSAGENT_MNT] = IDENTIFY(NSAGENT_MNT, proxy->mnt_ns->ns);
-	to->ns[NSAGENT_NET] = IDENTIFY(NSAGENT_NET, proxy->net_ns->ns);
-	to->ns[NSAGENT_TIME] = IDENTIFY(NSAGENT_TIME, proxy->time_ns->ns);
-	to->ns[NSAGENT_UTS] = IDENTIFY(NSAGENT_UTS, proxy->uts_ns->ns);
+	read_proxy(proxy, to->ns);
 	return (at == AT_PASS ? task->nsproxy : READ(struct task_struct, task, nsproxy)) == proxy;
 }
 
@@ -326,6 +329,31 @@ INLINE u64 row_of(struct nsagent_context *context)
 		return known ? *known : 0;
 	}
 	return index;
+}
+
+/*
+ * The row a task is charged to, asked before its context is read again: who changes it meanwhile has the last word. A context
+ * that waits for its first use gets its row here. NSAGENT_WAITING, which is no row: another CPU changes it all the time.
+ */
+INLINE u64 row_for(struct nsagent_task *mine)
+{
+	u64 was = mine->row, waits = was / NSAGENT_WAITING;
+	HIDE(waits); /* of the verifier too, or what it learns of `was` would double its states */
+	if (!waits)
+		return was;
+	struct nsagent_context context;
+	u64 index = NSAGENT_WAITING;
+	for (int tries = 0; tries < 4; tries++) {
+		was = mine->row;
+		barrier();
+		context = mine->context;
+		if (__sync_val_compare_and_swap(&mine->row, was, was) == was && was != NSAGENT_WAITING) {
+			index = row_of(&context);
+			__sync_val_compare_and_swap(&mine->row, was, index);
+			break;
+		}
+	}
+	return forget(index);
 }
 
 #ifdef HAVE_sched_info_run_delay
@@ -417,10 +445,9 @@ INLINE struct nsagent_task *storage_of(struct task_struct *task)
 	return mine;
 }
 
-/* Returns the row the task is now in, 0 where it is unknown. See the top of this file. */
-INLINE u64 settle(struct task_struct *task, struct nsagent_task *mine, enum settle_at at)
+/* Charge what the task has used to the row it `was` in, as row_for() said. Returns the row it is now in, 0 where that is unknown. */
+INLINE u64 settle(struct task_struct *task, struct nsagent_task *mine, u64 was, enum settle_at at)
 {
-	u64 was = mine->row; /* before the context is read: who changes it meanwhile has the last word */
 	barrier();
 	struct nsagent_context context = {};
 	struct nsagent_row *row = row_at(was);

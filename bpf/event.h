@@ -97,8 +97,21 @@ INLINE int within_rate(u64 cgroup, u64 now)
 	return 0;
 }
 
+/* The two lie side by side, but where a kernel shuffles its structs (CONFIG_RANDSTRUCT): one probe read of 25 ns less. */
+INLINE u64 tgid_and_parent(u64 task, u32 *tgid)
+{
+	u64 words[3], between = OFFSET(struct task_struct, real_parent) - OFFSET(struct task_struct, pid);
+	if (between == 16 && OFFSET(struct task_struct, tgid) == OFFSET(struct task_struct, pid) + 4) {
+		read_kernel(words, sizeof(words), (void *)(task + OFFSET(struct task_struct, pid)));
+		*tgid = words[0] >> 32;
+		return words[2];
+	}
+	*tgid = READ(struct task_struct, task, tgid);
+	return (u64)READ(struct task_struct, task, real_parent);
+}
+
 /* Reserve an event and fill in who it is about, or count why there is none. */
-INLINE struct nsagent_event *new_event(struct task_struct *task, u64 cgroup)
+INLINE struct nsagent_event *new_event(struct task_struct *task, u64 cgroup, u64 cred)
 {
 	u64 now = boot_ns();
 	if (!within_rate(cgroup, now))
@@ -112,14 +125,13 @@ INLINE struct nsagent_event *new_event(struct task_struct *task, u64 cgroup)
 	event->cgroup = cgroup;
 	event->pid = task->tgid;
 	event->tid = task->pid;
-	event->uid = READ(struct cred, READ(struct task_struct, task, real_cred), uid.val);
+	event->uid = READ(struct cred, cred, uid.val);
 	__builtin_memcpy(event->comm, task->comm, sizeof(event->comm));
 	event->arguments_bytes = 0;
-	u64 at = (u64)task;
+	u64 at = (u64)READ(struct task_struct, task, real_parent);
 #define ANCESTOR(index)                                                                                                \
-	at = (u64)READ(struct task_struct, at, real_parent);                                                           \
-	event->ancestor[index] = READ(struct task_struct, at, tgid);                                                   \
-	read_kernel(event->ancestor_comm[index], 16, (void *)(at + OFFSET(struct task_struct, comm)));
+	read_kernel(event->ancestor_comm[index], 16, (void *)(at + OFFSET(struct task_struct, comm)));                 \
+	at = tgid_and_parent(at, &event->ancestor[index]);
 	ANCESTOR(0)
 	ANCESTOR(1)
 	ANCESTOR(2)
@@ -160,9 +172,11 @@ INLINE void note_unseen(struct task_struct *task, struct nsagent_task *mine, u64
 	if (!changed)
 		return;
 	count(NSAGENT_STAT_UNSEEN);
+	mine->cred = 0;
 	if (!wanted(task, changed, changed, 0))
 		return;
-	struct nsagent_event *event = new_event(task, after->context.cgroup);
+	struct nsagent_event *event =
+		new_event(task, after->context.cgroup, (u64)READ(struct task_struct, task, real_cred));
 	if (!event)
 		return;
 	event->latency_ns = event->argument = event->target = 0;

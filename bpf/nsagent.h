@@ -84,7 +84,7 @@ enum nsagent_told {
 /* Task storage: lives as long as the task_struct, so also between exit and free. */
 struct nsagent_task {
 	unsigned long long state; /* 0 new, 1 its first settle is under way, 2 ready */
-	unsigned long long row;	  /* what the task uses next is charged here */
+	unsigned long long row;	  /* what the task uses next is charged here; NSAGENT_WAITING | n: see `context` */
 	unsigned long long told;  /* nsagent_told: which of its birth, exit and free are counted */
 	unsigned long long last[NSAGENT_COUNTERS];
 	unsigned long long set; /* the css_set that the last pass saw it in */
@@ -96,7 +96,17 @@ struct nsagent_task {
 	unsigned long long entered_ns;
 	unsigned long long
 		child; /* host pid of the child just made; << 32: CLONE_NEW* flags of what differs from its parent */
+	/* Its namespaces, and those for its children, as of the last unshare or setns while `cred` is not 0. While it forks: those
+	 * of the child, where they differ. */
+	unsigned long long cred;
+	unsigned long long ns[NSAGENT_KINDS];
+	/* What the task is in since its n-th change, while it has used nothing there: most have no row and never need one. */
+	unsigned long long changes;
+	struct nsagent_context context;
 };
+
+/* Alone in `row`: `context` is being written. */
+#define NSAGENT_WAITING (1ULL << 63)
 
 /* What a thread had used when its process moved to another cgroup; valid for the task that started then. */
 struct nsagent_note {

@@ -23,19 +23,17 @@ struct leave {
 	513 /* include/linux/errno.h: the kernel restarts the call, the caller never sees this end of it */
 #define NSFS_MAGIC 0x6e736673
 
-/* The context as unshare and setns change it: the pid and time namespaces are those for children. 0 where there is none. */
-INLINE int read_for_children(struct task_struct *task, struct nsagent_context *to)
+/* unshare and setns change the pid and time namespaces for children, and setns its own time namespace. */
+INLINE void turn_to_children(struct nsproxy *proxy, u64 *ns)
 {
-	struct nsproxy *proxy = task->nsproxy;
-	if (!proxy || !read_context(task, to, AT_CALL))
-		return 0;
-	to->ns[NSAGENT_PID] = IDENTIFY(NSAGENT_PID, proxy->pid_ns_for_children->ns);
-	to->ns[NSAGENT_TIME] = IDENTIFY(NSAGENT_TIME, proxy->time_ns_for_children->ns);
-	return 1;
+	ns[NSAGENT_PID] = IDENTIFY(NSAGENT_PID, proxy->pid_ns_for_children->ns);
+	ns[NSAGENT_TIME] = IDENTIFY(NSAGENT_TIME, proxy->time_ns_for_children->ns);
 }
 
-/* Where the map `contexts` keeps what a task was in before its unshare or setns; a child's is under its pid. */
-#define BEFORE(task) (1ULL << 32 | (u32)(task)->pid)
+INLINE u64 user_namespace_behind(u64 cred)
+{
+	return identify_at(NSAGENT_USER, (u64)READ(struct cred, cred, user_ns) + OFFSET(struct user_namespace, ns));
+}
 
 #ifndef HAVE_ns_common_ns_id
 INLINE u32 kind_of(u32 type)
@@ -158,11 +156,11 @@ INLINE void copy_arguments(struct task_struct *task, struct nsagent_event *event
 		event->arguments_bytes = bytes;
 }
 
-/* The end of a call. `made` is the child's context where it differs from the parent's. */
 /* The end of a call: from these namespaces to those. */
-INLINE void tell(struct task_struct *task, struct nsagent_task *mine, s64 result, u64 *before, u64 *after)
+INLINE void tell(struct task_struct *task, struct nsagent_task *mine, s64 result, u64 cgroup, u64 cred, u64 *before,
+		 u64 *after)
 {
-	struct nsagent_event *event = new_event(task, cgroup_id(cgroup_of(task)));
+	struct nsagent_event *event = new_event(task, cgroup, cred);
 	if (!event)
 		return;
 	event->latency_ns = event->time_ns - mine->entered_ns;
@@ -197,43 +195,74 @@ INLINE int leave_a_fork(s64 result)
 	struct nsagent_task *mine = open_call(task, result);
 	if (!mine)
 		return 0;
-	u64 child = (u32)mine->child, changed = mine->child >> 32;
+	u64 changed = mine->child >> 32;
 
 	count_call(mine->call - 1, mine->flags, result_of(result));
 	if (wanted(task, (mine->flags | changed) & CLONE_NEW, changed, result)) {
-		struct nsagent_context own = {}, *made = changed ? map_lookup(CONTEXTS, &child) : NULL;
+		struct nsagent_context own = {};
 		read_namespaces(task, &own);
-		tell(task, mine, result, own.ns, made ? made->ns : own.ns);
+		tell(task, mine, result, own.cgroup, (u64)READ(struct task_struct, task, real_cred), own.ns,
+		     changed ? mine->ns : own.ns);
 	}
-	if (changed)
-		map_delete(CONTEXTS, &child);
 	mine->call = 0;
 	return 0;
+}
+
+/* Whether the task has used anything since the last settle. Nothing waits for IO without a voluntary switch. */
+INLINE u64 has_gained(struct task_struct *task, struct nsagent_task *mine)
+{
+	u64 gained = mine->state ^ 2;
+#define GAINED(counter, value)                                                                                         \
+	if (counter != NSAGENT_IO_DELAY_NS)                                                                            \
+		gained |= mine->last[counter] ^ (value);
+	EACH_COUNTER(GAINED, task)
+	return gained;
 }
 
 /* The end of unshare and setns. */
 INLINE int leave_a_change(s64 result)
 {
 	struct task_struct *task = current_task();
+	struct nsproxy *proxy = task->nsproxy;
 	struct nsagent_task *mine = open_call(task, result);
-	if (!mine)
+	if (!mine || !proxy)
 		return 0;
-	struct nsagent_context now = {};
-	u64 key = BEFORE(task), changed = 0;
-
 	if (!result && mine->call == NSAGENT_UNSHARE + 1)
 		note_births(task, mine->flags);
-	settle(task, mine, AT_CALL);
-	struct nsagent_context *before = map_lookup(CONTEXTS, &key);
-	if (read_for_children(task, &now) && before)
-		changed = differences(before->ns, now.ns);
-	if (!before && !result)
-		count(NSAGENT_STAT_EVENTS_LOST); /* evicted: what changed is not known */
-	changed = forget(changed);
+
+	struct nsagent_context now = {};
+	u64 was = mine->row, cred = (u64)READ(struct task_struct, task, real_cred);
+	struct nsagent_row *row = row_at(was);
+	struct nsagent_context *old = was & NSAGENT_WAITING ? &mine->context : was && row ? &row->context : NULL;
+	read_proxy(proxy, now.ns);
+	now.ns[NSAGENT_USER] = cred == mine->cred ? mine->ns[NSAGENT_USER] : user_namespace_behind(cred);
+#ifdef HAVE_bpf_iter_task_new /* else the threads of a process that moved learn of it at their next settle: see note_threads() */
+	if (old)
+		now.cgroup = old->cgroup;
+	else
+#endif
+		now.cgroup = cgroup_id(cgroup_of(task));
+	if (!result) {
+		/* What it has used up to here, it used in the old context. Where that is nothing, the new one waits for its first
+		 * use: a row costs more than the call itself, and as the scheduler adds to sum_exec_runtime at ticks and switches,
+		 * most namespaces made in a loop never need one. */
+		if (task->pid != task->tgid || has_gained(task, mine)) {
+			settle(task, mine, row_for(mine), AT_CALL);
+		} else if (old ? !same(&now, old) : read_pid_namespace(task, &now)) {
+			if (old)
+				now.ns[NSAGENT_PID] = old->ns[NSAGENT_PID];
+			__sync_lock_test_and_set(&mine->row, NSAGENT_WAITING);
+			mine->context = now;
+			__sync_lock_test_and_set(&mine->row, NSAGENT_WAITING | ++mine->changes);
+		}
+	}
+	turn_to_children(proxy, now.ns);
+	u64 changed = differences(mine->ns, now.ns);
 	count_call(mine->call - 1, mine->flags, result_of(result));
 	if (wanted(task, (mine->flags | changed) & CLONE_NEW, changed, result))
-		tell(task, mine, result, before ? before->ns : now.ns, now.ns);
-	map_delete(CONTEXTS, &key);
+		tell(task, mine, result, now.cgroup, cred, mine->ns, now.ns);
+	copy_namespaces(mine->ns, now.ns);
+	mine->cred = cred;
 	mine->call = 0;
 	return 0;
 }
@@ -252,11 +281,15 @@ INLINE struct nsagent_task *enter_a_change(struct task_struct *task, u32 syscall
 	struct nsagent_task *mine = storage_of(task);
 	if (!mine)
 		return NULL;
-	struct nsagent_context now = {};
-	u64 key = BEFORE(task);
+	struct nsproxy *proxy = task->nsproxy;
 	open_a_call(mine, syscall, flags, argument);
-	if (read_for_children(task, &now))
-		map_update(CONTEXTS, &key, &now, 0);
+	if (!mine->cred && proxy) {
+		u64 cred = (u64)READ(struct task_struct, task, real_cred);
+		read_proxy(proxy, mine->ns);
+		turn_to_children(proxy, mine->ns);
+		mine->ns[NSAGENT_USER] = user_namespace_behind(cred);
+		mine->cred = cred;
+	}
 	return mine;
 }
 

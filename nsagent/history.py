@@ -197,6 +197,8 @@ class History:
                     quiet.add(namespace)
             if self._looked_ns is None:
                 self._end_unseen(namespaces, now_ns)
+            else:
+                self._end_unused(namespaces, now_ns, self._looked_ns)
             self._quiet = quiet
             self.counts.counted &= namespaces.keys()
             self._looked_ns = now_ns
@@ -253,6 +255,13 @@ class History:
             self._forget(record.namespace)
             (self._passed if only_passed else self._ended)[record.namespace] = None
         self._restored.clear()
+
+    def _end_unused(self, namespaces: Mapping[NamespaceId, Usage], now_ns: int, looked_ns: int) -> None:
+        """End what was left before the last look and no row tells of: nothing was used there, and nobody else was in."""
+        for namespace in list(self._passed):
+            record = self._records[namespace]
+            if not record.ended_ns and record.left and record.left.call.time_ns < looked_ns and namespace not in namespaces:
+                self._end(namespace, Usage(), now_ns)
 
     def _figures(self, created: dict[NamespaceId, int], about: dict[NamespaceId, About]) -> Figures:
         ended, joins = {}, {}

@@ -63,8 +63,8 @@ ROW_FIELDS: Final = (*COUNTERS, *EVENTS, "epoch", *GAUGES)
 KEY_WORDS: Final = 9  # cgroup id, then one (id << 32 | inum) a kind in alphabetical order
 ROW: Final = struct.Struct(f"={KEY_WORDS + len(ROW_FIELDS)}Q")
 
-# struct nsagent_task: state, row, told, last[], set, then the six words of the call it is in.
-TASK_WORDS: Final = 3 + len(COUNTERS) + 7
+# struct nsagent_task: state, row, told, last[], set, the six words of the call it is in, cred, ns[], changes, context.
+TASK_WORDS: Final = 3 + len(COUNTERS) + 7 + 1 + 8 + 1 + KEY_WORDS
 
 # enum nsagent_config
 CONFIG: Final = (
@@ -145,7 +145,6 @@ def map_specs(rows: int, ring_bytes: int) -> dict[str, dict[str, Any]]:
         "events": spec("ringbuf", 0, 0, ring_bytes),
         "syscalls": spec("array", 4, 8, len(SYSCALLS) * RESULTS, "mmapable"),
         "namespace_syscalls": spec("array", 4, 8, len(SYSCALLS) * 8 * RESULTS, "mmapable"),
-        "contexts": spec("lru_hash", 8, 8 * KEY_WORDS, 1024),
         "cpu_offsets": spec("array", 4, 8, MAX_CPUS),
         "here": spec("percpu_array", 4, 8, 1),
         "rates": spec("lru_hash", 8, 16, 1024),

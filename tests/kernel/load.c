@@ -255,6 +255,14 @@ int main(int argc, char **argv)
 			if (unshare(CLONE_NEWUTS))
 				fail("unshare");
 		hold();
+	} else if (!strcmp(mode, "unshares-used")) { // A calls of unshare(CLONE_NEWUTS), and one of read in each namespace
+		char byte;
+		int zero = open("/dev/zero", O_RDONLY);
+		hold();
+		for (long i = 0; i < a; i++)
+			if (unshare(CLONE_NEWUTS) || read(zero, &byte, 1) != 1)
+				fail("unshare");
+		hold();
 	} else if (!strcmp(mode, "unseen")) { // unshare(CLONE_NEWUTS) as a 32-bit program calls it
 #ifdef __x86_64__
 		long result;

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from nsagent.kernel import abi
 from nsagent.kernel.attach import Attached
 from nsagent.namespaces import NamespaceId, NamespaceKind
 from nsagent.usage import KernelUsage, NodeUsage, Usage
@@ -191,6 +192,39 @@ def test_unshare_splits_the_time_before_and_after(cgroup: AccountedCgroup, load:
     assert before <= outside + TICK_NS
     go_on(process)
     assert process.wait(120) == 0
+
+
+def test_a_namespace_in_which_nothing_was_used_takes_no_row(cgroup: AccountedCgroup, attached: Attached, load: str) -> None:
+    process = cgroup.run([load, "unshares", "400"])
+    expect_ready(process)
+    go_on(process)
+    expect_ready(process)
+    cgroup.reader.read()
+    rows = [words[abi.KEY_WORDS - 1] & 0xFFFFFFFF for words in attached.rows() if words[0] == cgroup.id]
+    assert os.stat(f"/proc/{process.pid}/ns/uts").st_ino in rows  # the one it is in
+    assert len(rows) < 400  # what a tick fell into, or a switch
+    go_on(process)
+    assert process.wait(120) == 0
+    assert_exact(cgroup, 0)
+
+
+def test_a_move_after_an_unshare_splits_by_the_context_that_was(new_cgroup: NewCgroup, load: str) -> None:
+    """No pass in between: the row is made at the move, for the context that was, not for the one that is."""
+    first, second = new_cgroup("first"), new_cgroup("second")
+    process = first.run([load, "unshare-between", "50000", hex(NamespaceKind.UTS.flag)])
+    assert process.stdout is not None
+    _, after = map(int, process.stdout.readline().split())
+    expect_ready(process)
+    (second.path / "cgroup.procs").write_text(str(process.pid))
+    inum = os.stat(f"/proc/{process.pid}/ns/uts").st_ino
+    node = first.reader.read()
+    (newest,) = [used for key, used in node.namespaces.items() if key[:2] == (NamespaceKind.UTS, inum) and used.processes]
+    assert abs(newest.cpu_ns - after) <= TICK_NS
+    assert second.ours(node).cpu_ns <= TICK_NS
+    go_on(process)
+    assert process.wait(120) == 0
+    assert_exact(first, 100_000_000)
+    assert_exact(second, 0)
 
 
 def test_setns_splits_the_time_too(cgroup: AccountedCgroup, load: str) -> None:
@@ -382,7 +416,7 @@ def test_rows_come_back(attached: Attached, cgroup: AccountedCgroup, load: str) 
 
     looks, full = [], attached.statistic("rows_full")
     for _ in range(6):
-        process = cgroup.run([load, "unshares", "300"])
+        process = cgroup.run([load, "unshares-used", "300"])
         expect_ready(process)
         go_on(process)
         expect_ready(process)
@@ -416,7 +450,7 @@ def test_a_table_nearly_full_is_cleared_sooner(cgroup: AccountedCgroup, cache_di
             pytest.skip("this node has too many contexts of others")
 
         def unshare(count: int) -> int:
-            process = cgroup.run([load, "unshares", str(count)])
+            process = cgroup.run([load, "unshares-used", str(count)])
             for _ in range(2):
                 expect_ready(process)
                 go_on(process)

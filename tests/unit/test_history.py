@@ -105,6 +105,22 @@ def test_the_first_child_of_an_unshared_pid_namespace_is_born_not_the_maker() ->
     assert record["left"] is None
 
 
+def test_a_namespace_left_unused_has_ended_when_the_next_look_but_one_finds_no_row_of_it() -> None:
+    """Who unshares in a loop is in most of its namespaces for no time at all: they get no row."""
+    history = History(INUMS)
+    first, second = new(UTS), new(UTS, 3)
+    history.observe({HOST[UTS]: RUNNING}, SECOND)
+    history.feed([event("unshare", (HOST[UTS], first), at=2 * SECOND), event("unshare", (first, second), at=3 * SECOND)])
+    history.observe({HOST[UTS]: RUNNING}, 4 * SECOND)
+    assert only(history, first)["ended"] is None  # that look may have begun before the calls were known
+    figures = history.observe({HOST[UTS]: RUNNING, second: RUNNING}, 5 * SECOND)
+    ended = only(history, first)["ended"]
+    assert (ended["how"], ended["after"], ended["by"]) == ("left", 3.0, 3.0)
+    assert only(history, second)["ended"] is None
+    assert figures.ended[UTS] == 1
+    assert history.observe({HOST[UTS]: RUNNING, second: RUNNING}, 6 * SECOND).ended[UTS] == 1
+
+
 def test_joins_are_kept_bounded_and_counted_in_full_by_crossing() -> None:
     history = History(INUMS)
     inside, other = new(NET), new(NET, 3)
