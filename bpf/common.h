@@ -344,12 +344,14 @@ INLINE u64 row_for(struct nsagent_task *mine)
 	struct nsagent_context context;
 	u64 index = NSAGENT_WAITING;
 	for (int tries = 0; tries < 4; tries++) {
-		was = mine->row;
-		barrier();
+		was = __sync_val_compare_and_swap(&mine->row, 0, 0); /* a load before those that follow, on arm64 too */
 		context = mine->context;
 		if (__sync_val_compare_and_swap(&mine->row, was, was) == was && was != NSAGENT_WAITING) {
-			index = row_of(&context);
-			__sync_val_compare_and_swap(&mine->row, was, index);
+			index = was; /* of another CPU, which was quicker */
+			if (was & NSAGENT_WAITING) {
+				index = row_of(&context);
+				__sync_val_compare_and_swap(&mine->row, was, index);
+			}
 			break;
 		}
 	}

@@ -201,8 +201,10 @@ INLINE int leave_a_fork(s64 result)
 	if (wanted(task, (mine->flags | changed) & CLONE_NEW, changed, result)) {
 		struct nsagent_context own = {};
 		read_namespaces(task, &own);
-		tell(task, mine, result, own.cgroup, (u64)READ(struct task_struct, task, real_cred), own.ns,
-		     changed ? mine->ns : own.ns);
+		if (!changed)
+			copy_namespaces(mine->ns, own.ns);
+		mine->cred = 0;
+		tell(task, mine, result, own.cgroup, (u64)READ(struct task_struct, task, real_cred), own.ns, mine->ns);
 	}
 	mine->call = 0;
 	return 0;
@@ -235,7 +237,11 @@ INLINE int leave_a_change(s64 result)
 	struct nsagent_row *row = row_at(was);
 	struct nsagent_context *old = was & NSAGENT_WAITING ? &mine->context : was && row ? &row->context : NULL;
 	read_proxy(proxy, now.ns);
-	now.ns[NSAGENT_USER] = cred == mine->cred ? mine->ns[NSAGENT_USER] : user_namespace_behind(cred);
+	/* An address comes back: who asks for another user namespace may have new credentials where its last ones were. */
+	if (cred == mine->cred && !(mine->flags & CLONE_NEWUSER))
+		now.ns[NSAGENT_USER] = mine->ns[NSAGENT_USER];
+	else
+		now.ns[NSAGENT_USER] = user_namespace_behind(cred);
 #ifdef HAVE_bpf_iter_task_new /* else the threads of a process that moved learn of it at their next settle: see note_threads() */
 	if (old)
 		now.cgroup = old->cgroup;
@@ -257,7 +263,7 @@ INLINE int leave_a_change(s64 result)
 		}
 	}
 	turn_to_children(proxy, now.ns);
-	u64 changed = differences(mine->ns, now.ns);
+	u64 changed = forget(differences(mine->ns, now.ns));
 	count_call(mine->call - 1, mine->flags, result_of(result));
 	if (wanted(task, (mine->flags | changed) & CLONE_NEW, changed, result))
 		tell(task, mine, result, now.cgroup, cred, mine->ns, now.ns);
