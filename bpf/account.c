@@ -249,11 +249,13 @@ int on_move(u64 *ctx)
 	struct nsagent_task *mine = storage_of(task);
 	if (!mine)
 		return 0;
-	settle(task, mine, row_for(mine), AT_MOVE);
+	u64 index = settle(task, mine, row_for(mine), AT_MOVE);
 #ifdef HAVE_bpf_iter_task_new
+	/* It unshared at this moment, on its own CPU, and kept the cgroup it knew. */
+	if (mine->row & NSAGENT_WAITING)
+		mine->context.cgroup = cgroup_id(cgroup_of(task));
 	if (!(u8)ctx[3])
 		return 0;
-	u64 index = mine->row;
 	u64 proxy = (u64)READ(struct task_struct, task, nsproxy), user = user_namespace_of(task);
 	struct bpf_iter_task iterator;
 	bpf_iter_task_new(&iterator, task, PROC_THREADS);
