@@ -37,10 +37,13 @@ int on_birth(u64 *ctx)
 	if (!tell_once(mine, NSAGENT_TOLD_BIRTH))
 		return 0;
 	note_births(task, flags);
-	u64 index = settle(task, mine, mine->row, AT_BIRTH);
+	struct nsagent_context made = {};
+	u64 index = settle_to(task, mine, 0, AT_BIRTH, &made); /* 0: whatever a pass has remembered of it */
 	struct nsagent_row *row = row_at(index);
 	if (!row)
 		return 0;
+	if (!index && made.cgroup)
+		remember(task, mine, &made);
 	count_birth(row, !(flags & CLONE_THREAD));
 
 	/* The parent is in a traced call: tell its end which child this was, and in which namespaces where they differ. Rows
@@ -52,8 +55,8 @@ int on_birth(u64 *ctx)
 	u64 changed = 0;
 	parent->flags = flags;
 	if (!index || parent->row != index) {
-		struct nsagent_context from = {}, made = {};
-		if (read_namespaces(maker, &from) && read_namespaces(task, &made))
+		struct nsagent_context from = {};
+		if (made.cgroup && read_namespaces(maker, &from))
 			changed = differences(from.ns, made.ns);
 		if (changed) {
 			copy_namespaces(parent->ns, made.ns);
@@ -121,8 +124,9 @@ int on_exit(u64 *ctx)
 	struct nsagent_task *mine = storage_of(task);
 	if (!tell_once(mine, NSAGENT_TOLD_EXIT))
 		return 0;
-	u64 was = row_for(mine), now = settle(task, mine, was, AT_EXIT);
-	note_unseen(task, mine, was, now);
+	struct nsagent_context found = {};
+	u64 was = row_for(mine), now = settle_to(task, mine, was, AT_EXIT, &found);
+	note_unseen(task, mine, was, now, &found, mine->entered_ns);
 	struct nsagent_row *row = row_at(now);
 #ifdef HAVE_exit_group_dead /* since the argument in include/trace/events/sched.h (in v6.16) */
 	int last = (u8)ctx[1];
@@ -389,8 +393,10 @@ int on_pass(u64 *ctx)
 	 * css_set. Most tasks sleep: this is what makes a pass cheap. */
 	u64 set = (u64)task->cgroups, was = row_for(mine), now = was;
 	if (mine->state != 2 || !was || mine->set != set || mine->last[NSAGENT_CPU_NS] != task->se.sum_exec_runtime) {
-		now = settle(task, mine, was, AT_PASS);
-		note_unseen(task, mine, was, now);
+		struct nsagent_context found = {};
+		u64 entered_ns = mine->entered_ns;
+		now = settle_to(task, mine, was, AT_PASS, &found);
+		note_unseen(task, mine, was, now, &found, entered_ns);
 		mine->set = set;
 	}
 	struct nsagent_row *row = row_at(now);

@@ -447,32 +447,37 @@ INLINE struct nsagent_task *storage_of(struct task_struct *task)
 	return mine;
 }
 
-/* Charge what the task has used to the row it `was` in, as row_for() said. Returns the row it is now in, 0 where that is unknown. */
-INLINE u64 settle(struct task_struct *task, struct nsagent_task *mine, u64 was, enum settle_at at)
+/*
+ * Charge what the task has used to the row it `was` in, as row_for() said. Returns the row it is now in, 0 where that is unknown.
+ * `found`, all 0 before, is what it is in; with no cgroup where that cannot be read, without the pid namespace where it is in `was`.
+ */
+INLINE u64 settle_to(struct task_struct *task, struct nsagent_task *mine, u64 was, enum settle_at at,
+		     struct nsagent_context *found)
 {
 	barrier();
-	struct nsagent_context context = {};
 	struct nsagent_row *row = row_at(was);
 	u64 now = 0;
 	int known = 0;
 
 	if (!row)
 		return 0;
-	if (at != AT_FREE && read_context(task, &context, at)) {
-		if (was && same(&context, &row->context)) {
+	if (at != AT_FREE && read_context(task, found, at)) {
+		if (was && same(found, &row->context)) {
 			now = was;
 			known = 1;
 		} else {
 			/* The remembered row has the pid namespace, unless it is the overflow. */
 			known = 1;
 			if (was)
-				context.ns[NSAGENT_PID] = row->context.ns[NSAGENT_PID];
+				found->ns[NSAGENT_PID] = row->context.ns[NSAGENT_PID];
 			else
-				known = read_pid_namespace(task, &context);
+				known = read_pid_namespace(task, found);
 			if (known)
-				now = row_of(&context);
+				now = row_of(found);
 		}
 	}
+	if (!known)
+		found->cgroup = 0;
 	/* A pass can meet a task before task_newtask does, when its css_set still is the root's: birth has the last word. */
 	if (at == AT_BIRTH) {
 		__sync_lock_test_and_set(&mine->row, now);
@@ -509,6 +514,12 @@ INLINE u64 settle(struct task_struct *task, struct nsagent_task *mine, u64 was, 
 	if (known && was != now)
 		__sync_val_compare_and_swap(&mine->row, was, now);
 	return forget(known ? now : was);
+}
+
+INLINE u64 settle(struct task_struct *task, struct nsagent_task *mine, u64 was, enum settle_at at)
+{
+	struct nsagent_context found = {};
+	return settle_to(task, mine, was, at, &found);
 }
 
 #endif

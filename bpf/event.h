@@ -157,26 +157,48 @@ INLINE void send(struct nsagent_event *event)
 	count(NSAGENT_STAT_EVENTS);
 }
 
+/* Have the storage of a task remember its namespaces and those for its children, where it has no row that does. */
+INLINE void remember(struct task_struct *task, struct nsagent_task *mine, struct nsagent_context *found)
+{
+	u64 proxy = (u64)READ(struct task_struct, task, nsproxy);
+	u64 pid = (u64)READ(struct nsproxy, proxy, pid_ns_for_children);
+	u64 time = (u64)READ(struct nsproxy, proxy, time_ns_for_children);
+	copy_namespaces(mine->ns, found->ns);
+	mine->ns[NSAGENT_PID] = identify_at(NSAGENT_PID, pid + OFFSET(struct pid_namespace, ns));
+	mine->ns[NSAGENT_TIME] = identify_at(NSAGENT_TIME, time + OFFSET(struct time_namespace, ns));
+	mine->cred = (u64)READ(struct task_struct, task, real_cred);
+}
+
 /*
  * A settle outside any traced call found other namespaces than were remembered: a call that passes by the hooks (int 0x80 on
- * x86-64 passes by the syscalls: tracepoints). The change is told late, but it is told.
+ * x86-64 passes by the syscalls: tracepoints). The change is told late, but it is told. Who has no row, because all are taken, is
+ * remembered as of its birth, its last traced call or the last such settle. `entered_ns`: of its last call before the settle.
  */
-INLINE void note_unseen(struct task_struct *task, struct nsagent_task *mine, u64 was, u64 now)
+INLINE void note_unseen(struct task_struct *task, struct nsagent_task *mine, u64 was, u64 now,
+			struct nsagent_context *found, u64 entered_ns)
 {
-	if (!was || !now || was == now || mine->call || !configured(NSAGENT_CONFIG_TRACE))
+	struct nsagent_row *row = row_at(was);
+	if ((was && was == now) || (!was && !mine->cred) || !row || !found->cgroup || !configured(NSAGENT_CONFIG_TRACE))
 		return;
-	struct nsagent_row *before = row_at(was), *after = row_at(now);
-	if (!before || !after)
-		return;
-	u64 changed = differences(before->context.ns, after->context.ns);
-	if (!changed)
+	struct nsagent_context before;
+	if (was) {
+		before = row->context;
+	} else {
+		copy_namespaces(before.ns, mine->ns);
+		/* Those are for its children: an own pid namespace never changes, a time namespace only at exec. */
+		before.ns[NSAGENT_PID] = found->ns[NSAGENT_PID];
+		before.ns[NSAGENT_TIME] = found->ns[NSAGENT_TIME];
+	}
+	u64 changed = forget(differences(before.ns, found->ns));
+	if (!changed || mine->call || mine->entered_ns != entered_ns)
 		return;
 	count(NSAGENT_STAT_UNSEEN);
 	mine->cred = 0;
+	if (!now)
+		remember(task, mine, found);
 	if (!wanted(task, changed, changed, 0))
 		return;
-	struct nsagent_event *event =
-		new_event(task, after->context.cgroup, (u64)READ(struct task_struct, task, real_cred));
+	struct nsagent_event *event = new_event(task, found->cgroup, (u64)READ(struct task_struct, task, real_cred));
 	if (!event)
 		return;
 	event->latency_ns = event->argument = event->target = 0;
@@ -184,8 +206,8 @@ INLINE void note_unseen(struct task_struct *task, struct nsagent_task *mine, u64
 	event->result = 0;
 	event->syscall = NSAGENT_SYSCALLS;
 	event->child = 0;
-	copy_namespaces(event->before, before->context.ns);
-	copy_namespaces(event->after, after->context.ns);
+	copy_namespaces(event->before, before.ns);
+	copy_namespaces(event->after, found->ns);
 	send(event);
 }
 

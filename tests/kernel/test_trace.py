@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import itertools
 import json
@@ -239,6 +240,48 @@ def test_a_call_the_hooks_do_not_see_is_reported_all_the_same(fresh: Attached, c
     go_on(process)
     process.wait(120)
     stream.kernel.close()
+
+
+def test_a_call_the_hooks_do_not_see_is_reported_while_no_row_is_left(cgroup: AccountedCgroup, cache_dir: str, load: str) -> None:
+    """Of two processes: one that had a row when the last was taken, one born after."""
+    pins = f"{mounts.BPFFS}/{support.unique_name('kernel')}"
+    small = attach(pins, cache_dir, subsystem=accounting()[0], rows=256)
+    try:
+        small.filter_events(pid=os.getpid())
+        with contextlib.closing(KernelEvents(small)) as events:
+            stream = Stream(events)
+            processes = [cgroup.run([load, "unseen"])]
+            expect_ready(processes[0])
+            filler = cgroup.run([load, "unshares-used", "300"])
+            for _ in range(2):
+                expect_ready(filler)
+                go_on(filler)
+            assert filler.wait(120) == 0
+            processes.append(cgroup.run([load, "unseen"]))
+            expect_ready(processes[1])
+            full = small.statistic("rows_full")
+            assert full > 0
+            for process in processes:
+                small.settle()
+                inum = os.stat(f"/proc/{process.pid}/ns/uts").st_ino
+                go_on(process)
+                assert process.stdout is not None
+                if process.stdout.readline() != "ready\n":
+                    pytest.skip("this kernel does not run 32-bit system calls")
+                for _ in range(2):  # told once
+                    small.settle()
+                (event,) = stream.of(process.pid)
+                assert event.via == "unseen"
+                assert [(kind, old.inum, new.inum) for kind, old, new in event.changes] == [
+                    ("uts", inum, os.stat(f"/proc/{process.pid}/ns/uts").st_ino)
+                ]
+            assert small.statistic("rows_full") > full  # there was none for either
+            for process in processes:
+                go_on(process)
+                process.wait(120)
+                assert len(stream.of(process.pid)) == 1
+    finally:
+        small.unload()
 
 
 def test_events_say_who_and_whose_child(stream: Stream, cgroup: AccountedCgroup, load: str) -> None:
