@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Final
 
 from nsagent.cgroups import parts, v1, v2
@@ -48,17 +47,19 @@ def stands_still(name: str, text: bytes | None) -> bool:
     return name != "cgroup.stat" or (text.startswith(b"nr_descendants 0\n") and b"\nnr_dying_descendants 0\n" in text)
 
 
-@dataclass(slots=True, eq=False)
 class Source:
     """The files of one controller that feed one part of CgroupStats.
 
     `teaches`: a file that a living cgroup lacks is one that this kernel lacks. Pressure can be off in single cgroups.
     """
 
-    hierarchy: Hierarchy
-    part: str
-    controller: str
-    files: tuple[str, ...]
+    __slots__ = ("controller", "files", "hierarchy", "part")
+
+    def __init__(self, hierarchy: Hierarchy, part: str, controller: str, files: tuple[str, ...]) -> None:
+        self.hierarchy = hierarchy
+        self.part = part
+        self.controller = controller
+        self.files = files
 
     @property
     def teaches(self) -> bool:

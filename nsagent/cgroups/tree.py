@@ -10,15 +10,14 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from nsagent.cgroups.changes import Changes
 from nsagent.cgroups.layout import Hierarchy, Layout
 from nsagent.cgroups.stats import CgroupStats
 
 
-@dataclass(frozen=True, slots=True)
-class Cgroup:
+class Cgroup(NamedTuple):
     """A cgroup: its path from the roots of its hierarchies, and its kernfs id in each it is in, by `Hierarchy.key`.
 
     The path begins with "/"; bytes that are no UTF-8 are surrogate escapes. An id is unique in its hierarchy, and the
@@ -29,8 +28,7 @@ class Cgroup:
     ids: Mapping[str, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Tombstone:
+class Tombstone(NamedTuple):
     """What is kept of a cgroup that ended: its last stats, as read before the end, and when that was noticed (monotonic, s)."""
 
     cgroup: Cgroup

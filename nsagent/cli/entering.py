@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Final
 
-import click
-
 from nsagent import namespaces
+from nsagent.cli.option import Option
 from nsagent.errors import UsageError
 from nsagent.launch import joining, quantities
 from nsagent.launch.spec import DEFAULT_KINDS
 from nsagent.namespaces import NamespaceKind
 
-_OPTIONS: Final = (
-    click.option(
+OPTIONS: Final = (
+    Option(
         "--isolate",
         metavar="LIST",
         show_default=",".join(sorted(DEFAULT_KINDS)),
         help=f"New namespaces, of {' '.join(namespaces.KINDS)}; or all, or none.",
     ),
-    click.option("--join", metavar="KIND:PID|PATH", multiple=True, help="Join a namespace; net also by name; may be repeated."),
-    click.option("--net", metavar="host|none|join:...", help="Network: ours, none but a loopback, or join:PID, PATH or NAME."),
-    click.option("--clock-offset", metavar="CLOCK:TIME", multiple=True, help="Set boottime or monotonic ahead (-TIME: back)."),
+    Option("--join", metavar="KIND:PID|PATH", multiple=True, help="Join a namespace; net also by name; may be repeated."),
+    Option("--net", metavar="host|none|join:...", help="Network: ours, none but a loopback, or join:PID, PATH or NAME."),
+    Option("--clock-offset", metavar="CLOCK:TIME", multiple=True, help="Set boottime or monotonic ahead (-TIME: back)."),
 )
-
-
-def options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options to a command, in their order."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
 
 
 def make_namespaces(words: dict[str, Any]) -> dict[str, Any]:

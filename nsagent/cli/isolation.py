@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Final
 
-import click
-
+from nsagent.cli.option import Option
 from nsagent.launch import filesystem, idmaps, security, users
 from nsagent.launch.filesystem import Filesystem
 from nsagent.launch.security import Security
 
-_OPTIONS: Final = (
-    click.option("--rootfs", metavar="DIR", help="Directory that becomes the root.  [default: the host's root]"),
-    click.option("--read-only", is_flag=True, help="Mount the root read-only; volumes and tmpfs are not."),
-    click.option("-v", "--volume", metavar="SRC:DST[:ro]", multiple=True, help="Show SRC of the host at DST; may be repeated."),
-    click.option("--tmpfs", metavar="DST[:size=N,...]", multiple=True, help="An empty DST in memory; may be repeated."),
-    click.option("-u", "--user", metavar="USER[:GROUP]", help="Who CMD runs as: names or numbers, of its own /etc/passwd."),
-    click.option("--userns", type=click.Choice(["auto", "none"]), help="A user namespace; without: where needed."),
-    click.option("--map-uid", metavar="IN:OUT[:N]", multiple=True, help="Uids of the user namespace; may be repeated."),
-    click.option("--map-gid", metavar="IN:OUT[:N]", multiple=True, help="Its gids.  [default: as --map-uid]"),
-    click.option("--privileged", is_flag=True, help="All capabilities, no seccomp filter, mounts as they are."),
-    click.option("--cap-add", metavar="CAP", multiple=True, help="Keep a capability such as SYS_ADMIN, or ALL; may be repeated."),
-    click.option("--cap-drop", metavar="CAP", multiple=True, help="Take one away, or ALL; may be repeated."),
-    click.option("--seccomp", metavar="FILE", help="Profile in docker's JSON form, or unconfined.  [default: like docker's]"),
+OPTIONS: Final = (
+    Option("--rootfs", metavar="DIR", help="Directory that becomes the root.  [default: the host's root]"),
+    Option("--read-only", help="Mount the root read-only; volumes and tmpfs are not."),
+    Option("--volume", short="-v", metavar="SRC:DST[:ro]", multiple=True, help="Show SRC of the host at DST; may be repeated."),
+    Option("--tmpfs", metavar="DST[:size=N,...]", multiple=True, help="An empty DST in memory; may be repeated."),
+    Option("--user", short="-u", metavar="USER[:GROUP]", help="Who CMD runs as: names or numbers, of its own /etc/passwd."),
+    Option("--userns", choices=("auto", "none"), help="A user namespace; without: where needed."),
+    Option("--map-uid", metavar="IN:OUT[:N]", multiple=True, help="Uids of the user namespace; may be repeated."),
+    Option("--map-gid", metavar="IN:OUT[:N]", multiple=True, help="Its gids.  [default: as --map-uid]"),
+    Option("--privileged", help="All capabilities, no seccomp filter, mounts as they are."),
+    Option("--cap-add", metavar="CAP", multiple=True, help="Keep a capability such as SYS_ADMIN, or ALL; may be repeated."),
+    Option("--cap-drop", metavar="CAP", multiple=True, help="Take one away, or ALL; may be repeated."),
+    Option("--seccomp", metavar="FILE", help="Profile in docker's JSON form, or unconfined.  [default: like docker's]"),
 )
-
-
-def options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options to a command, in their order."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
 
 
 def make_filesystem(words: dict[str, Any]) -> Filesystem:

@@ -6,44 +6,36 @@ import os
 from collections.abc import Callable
 from typing import Any, Final
 
-import click
-
 from nsagent.cgroups.device_policy import BASIC, DeviceRule, rules_of
 from nsagent.cgroups.limits import UNLIMITED, Limits
+from nsagent.cli.option import Option
 from nsagent.errors import UsageError
 from nsagent.launch import filesystem, quantities, tuning
 from nsagent.launch.tuning import Tuning
 
 _IO_MAX: Final = "rbps, wbps (bytes a second), riops, wiops of a disk; may be repeated."
-_OPTIONS: Final = (
-    click.option("--cpus", metavar="N", help="CPU time: 0.5 is half of one CPU."),
-    click.option("--cpuset", metavar="LIST", help="CPUs that may be used, such as 0-1."),
-    click.option("--cpu-weight", metavar="N", help="Share of CPU against others, 1 to 10000; 100 is normal."),
-    click.option("--memory", metavar="SIZE", help="Memory, such as 256M; swap is not added to it."),
-    click.option("--memory-swap", metavar="SIZE", help="Memory and swap together; -1: any swap.  [default: no swap]"),
-    click.option("--memory-high", metavar="SIZE", help="Memory above which it is slowed down, not killed (cgroup v2)."),
-    click.option("--pids", metavar="N", help="Processes and threads."),
-    click.option("--io-max", metavar="DEVICE:KEY=N,...", multiple=True, help=_IO_MAX),
-    click.option("--hugetlb", metavar="SIZE=N", multiple=True, help="Huge pages of a size, such as 2MB=64M; may be repeated."),
-    click.option("--io-weight", metavar="N", help="Share of IO against others, 1 to 10000; 100 is normal."),
-    click.option(
+OPTIONS: Final = (
+    Option("--cpus", metavar="N", help="CPU time: 0.5 is half of one CPU."),
+    Option("--cpuset", metavar="LIST", help="CPUs that may be used, such as 0-1."),
+    Option("--cpu-weight", metavar="N", help="Share of CPU against others, 1 to 10000; 100 is normal."),
+    Option("--memory", metavar="SIZE", help="Memory, such as 256M; swap is not added to it."),
+    Option("--memory-swap", metavar="SIZE", help="Memory and swap together; -1: any swap.  [default: no swap]"),
+    Option("--memory-high", metavar="SIZE", help="Memory above which it is slowed down, not killed (cgroup v2)."),
+    Option("--pids", metavar="N", help="Processes and threads."),
+    Option("--io-max", metavar="DEVICE:KEY=N,...", multiple=True, help=_IO_MAX),
+    Option("--hugetlb", metavar="SIZE=N", multiple=True, help="Huge pages of a size, such as 2MB=64M; may be repeated."),
+    Option("--io-weight", metavar="N", help="Share of IO against others, 1 to 10000; 100 is normal."),
+    Option(
         "--device-policy",
-        type=click.Choice(["auto", "closed"]),
+        choices=("auto", "closed"),
         help="closed: no devices but null, random, terminals and such, and those of --volume.  [default: auto: all]",
     ),
-    click.option("--ulimit", metavar="NAME=SOFT[:HARD]", multiple=True, help="An rlimit, such as nofile=1024; may be repeated."),
-    click.option("--nice", metavar="N", help="Nice value, -20 to 19."),
-    click.option("--oom-score-adj", metavar="N", help="Rather killed when memory is short (up to 1000), or rather not (-1000)."),
-    click.option("--parent", metavar="GROUP", help="Cgroup to be in, whose limits hold too, such as batch or user.slice/batch."),
-    click.option("--best-effort", is_flag=True, help="Run without the limits this host cannot enforce; the report names them."),
+    Option("--ulimit", metavar="NAME=SOFT[:HARD]", multiple=True, help="An rlimit, such as nofile=1024; may be repeated."),
+    Option("--nice", metavar="N", help="Nice value, -20 to 19."),
+    Option("--oom-score-adj", metavar="N", help="Rather killed when memory is short (up to 1000), or rather not (-1000)."),
+    Option("--parent", metavar="GROUP", help="Cgroup to be in, whose limits hold too, such as batch or user.slice/batch."),
+    Option("--best-effort", help="Run without the limits this host cannot enforce; the report names them."),
 )
-
-
-def options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options to a command, in their order."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
 
 
 def make_bounds(words: dict[str, Any]) -> dict[str, Any]:

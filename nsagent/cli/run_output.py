@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, TextIO
-
-import click
 
 from nsagent.errors import AccessError, NsagentError, UsageError
 
@@ -61,7 +60,7 @@ class Output:
 
             words = text.to_json(result) if self._form == "json" else text.to_text(result)
             if self._file is None:
-                click.echo(words, nl=False, err=True)
+                print(words, end="", file=sys.stderr)
             else:
                 self._file.write(words)
                 self._file.flush()
@@ -82,7 +81,7 @@ def _warned() -> Iterator[None]:
     try:
         yield
     except NsagentError as exc:
-        click.echo(f"warning: {exc.message}", err=True)
+        print(f"warning: {exc.message}", file=sys.stderr)
 
 
 def _open(path: str) -> TextIO:

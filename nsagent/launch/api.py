@@ -33,7 +33,7 @@ def run(spec: RunSpec | Sequence[str], *, state_dir: str | None = None) -> RunRe
 
     Raises: UsageError, AccessError, UnsupportedError, LaunchError: CMD did not run, and nothing is left.
     """
-    wanted = spec if isinstance(spec, RunSpec) else RunSpec(argv=tuple(spec))
+    wanted = (spec if isinstance(spec, RunSpec) else RunSpec(argv=tuple(spec))).checked()
     directory = state_dir or jobs.default_state_dir()
     descriptors.open_standard()
     if len(os.listdir("/proc/self/task")) > 1:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import posixpath
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from nsagent.errors import UsageError
@@ -31,19 +30,16 @@ class Tmpfs(NamedTuple):
     executable: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Filesystem:
-    """`rootfs`: a directory that becomes the root, "" for the host's. `read_only`: all but volumes, tmpfs, /dev.
-
-    Raises UsageError where it makes no sense.
-    """
+class Filesystem(NamedTuple):
+    """`rootfs`: a directory that becomes the root, "" for the host's. `read_only`: all but volumes, tmpfs, /dev."""
 
     rootfs: str = ""
     read_only: bool = False
     volumes: tuple[Volume, ...] = ()
     tmpfs: tuple[Tmpfs, ...] = ()
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raise UsageError where it makes no sense."""
         for target in self.targets:
             if self.targets.count(target) > 1:
                 raise UsageError(f"{target} is mounted twice", hint="one --volume or --tmpfs a place")

@@ -9,7 +9,6 @@ later.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import os
 import signal
@@ -250,7 +249,7 @@ class _Launch:
 
     def _run_child(self, layout: Layout) -> tuple[Ending, int, int, JobUsage]:
         joins = joining.open_all(self._spec.join)
-        spec = self._spec = dataclasses.replace(self._spec, join=tuple(join for join, _ in joins))
+        spec = self._spec = self._spec._replace(join=tuple(join for join, _ in joins))
         channel, channel_child = os.pipe()
         release_child, release = os.pipe()
         maps = id_maps(spec)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from typing import Any
 
@@ -81,8 +80,8 @@ def feasible(spec: RunSpec, layout: Layout) -> RunSpec:
     if not spec.best_effort:
         return spec
     limits, refused = plan.feasible(layout, spec.limits)
-    return dataclasses.replace(
-        spec, limits=limits, tuning=tuned, notes=(*spec.notes, *notes, *(f"not limited: {reason}" for reason in refused))
+    return spec._replace(
+        limits=limits, tuning=tuned, notes=(*spec.notes, *notes, *(f"not limited: {reason}" for reason in refused))
     )
 
 

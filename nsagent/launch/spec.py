@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from nsagent.cgroups.limits import Limits
 from nsagent.errors import UsageError
@@ -26,9 +24,8 @@ LEAST_SAMPLE_NS: Final = 10**6
 _CAP_SYS_ADMIN: Final = 21  # include/uapi/linux/capability.h
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunSpec:
-    """One job as asked for. Raises UsageError where it makes no sense. Times are ns.
+class RunSpec(NamedTuple):
+    """One job as asked for; `checked` says whether that makes sense. Times are ns.
 
     `name` is the job's name, by default the base name of the command. `join`: namespaces of others, in place of new ones.
     `clock_offsets`: of a new time namespace, which they bring about. `parent`: the cgroup to be in, a path below the root of each
@@ -44,12 +41,12 @@ class RunSpec:
     isolate: frozenset[NamespaceKind] = DEFAULT_KINDS
     join: tuple[Join, ...] = ()
     clock_offsets: tuple[ClockOffset, ...] = ()
-    limits: Limits = field(default_factory=Limits)
-    tuning: Tuning = field(default_factory=Tuning)
+    limits: Limits = Limits()
+    tuning: Tuning = Tuning()
     parent: str = ""
     best_effort: bool = False
-    filesystem: Filesystem = field(default_factory=Filesystem)
-    security: Security = field(default_factory=Security)
+    filesystem: Filesystem = Filesystem()
+    security: Security = Security()
     user: str = ""
     userns: str = ""
     uid_map: tuple[Extent, ...] = ()
@@ -66,23 +63,26 @@ class RunSpec:
     sample_ns: int | None = None
     notes: tuple[str, ...] = ()
 
-    def __post_init__(self) -> None:
+    def checked(self) -> RunSpec:
+        """Return it with what follows: a name, and the namespaces that ids and clocks ask for. Raises UsageError for nonsense."""
+        isolate = self.isolate
+        self.filesystem.check()
         if not self.argv or not self.argv[0]:
             raise UsageError("there is no command", hint="nsagent run [options] -- CMD")
         if any("\0" in word for word in self.argv):
             raise UsageError("a NUL character cannot be in a command", hint="execve(2) ends a word there")
-        if self.userns == "none" and (NamespaceKind.USER in self.isolate or self.uid_map or self.gid_map):
+        if self.userns == "none" and (NamespaceKind.USER in isolate or self.uid_map or self.gid_map):
             raise UsageError("--userns none contradicts a user namespace that is asked for", hint="leave one of them out")
         if self.userns == "auto" or self.uid_map or self.gid_map:
-            object.__setattr__(self, "isolate", self.isolate | {NamespaceKind.USER})
+            isolate |= {NamespaceKind.USER}
         if self.parent and not {"", ".", ".."}.isdisjoint(self.parent.split("/")):
             raise UsageError(f"--parent {self.parent!r} is no path of a cgroup", hint="such as batch or user.slice/batch")
         if self.clock_offsets:
-            object.__setattr__(self, "isolate", self.isolate | {NamespaceKind.TIME})
-        self._check_joins()
-        if self.hostname and NamespaceKind.UTS not in self.isolate:
+            isolate |= {NamespaceKind.TIME}
+        self._check_joins(isolate)
+        if self.hostname and NamespaceKind.UTS not in isolate:
             raise UsageError("--hostname without a new uts namespace would rename the host", hint="add uts to --isolate")
-        if self.filesystem and NamespaceKind.MNT not in self.isolate:
+        if self.filesystem and NamespaceKind.MNT not in isolate:
             raise UsageError("mounts without a new mnt namespace would be the host's", hint="add mnt to --isolate")
         if len(os.fsencode(self.hostname)) > 64:
             raise UsageError(f"--hostname {self.hostname!r} is longer than 64 bytes", hint="sethostname(2) takes no more")
@@ -94,12 +94,12 @@ class RunSpec:
         name = self.name or os.path.basename(self.argv[0].rstrip("/")) or "job"
         if not name.isprintable() or len(name) > 200:
             raise UsageError(f"--name {name!r} does not name a job", hint="printable characters, at most 200")
-        object.__setattr__(self, "name", name)
+        return self._replace(name=name, isolate=isolate)
 
-    def _check_joins(self) -> None:
+    def _check_joins(self, isolate: frozenset[NamespaceKind]) -> None:
         kinds = [each.kind for each in self.join]
         for each in self.join:
-            if each.kind in self.isolate:
+            if each.kind in isolate:
                 clock = each.kind is NamespaceKind.TIME and self.clock_offsets
                 what = "--clock-offset" if clock else f"--isolate {each.kind}"
                 raise UsageError(
@@ -143,7 +143,7 @@ class RunSpec:
         if not self.isolate or self.userns == "none" or self.foreign_user or effective >> _CAP_SYS_ADMIN & 1:
             return self
         note = "a user namespace was added: without CAP_SYS_ADMIN the others are made in one of one's own"
-        return dataclasses.replace(self, isolate=self.isolate | {NamespaceKind.USER}, notes=(*self.notes, note))
+        return self._replace(isolate=self.isolate | {NamespaceKind.USER}, notes=(*self.notes, note))
 
     def environment(self, inherited: Mapping[str, str]) -> dict[str, str]:
         """Return CMD's variables: those inherited (with `clean_env`: none), then `env` over them."""

@@ -8,7 +8,6 @@ import select
 import signal
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from nsagent.cgroups.meter import Meter
@@ -42,12 +41,14 @@ class Ending(NamedTuple):
     stopped: str
 
 
-@dataclass(slots=True)
 class Alarm:
     """Something to do at a time: `ring` is called with the time it is and returns when next. CLOCK_MONOTONIC ns; None: never."""
 
-    due_ns: int | None
-    ring: Callable[[int], int | None]
+    __slots__ = ("due_ns", "ring")
+
+    def __init__(self, due_ns: int | None, ring: Callable[[int], int | None]) -> None:
+        self.due_ns = due_ns
+        self.ring = ring
 
 
 class CpuTimeout:

@@ -65,9 +65,9 @@ def test_a_tmpfs() -> None:
 
 def test_what_makes_no_sense(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="mounted twice"):
-        Filesystem(volumes=(Volume("/a", "/x"),), tmpfs=(Tmpfs("/x/../x/"),))
+        Filesystem(volumes=(Volume("/a", "/x"),), tmpfs=(Tmpfs("/x/../x/"),)).check()
     with pytest.raises(UsageError, match="mnt"):
-        RunSpec(argv=("true",), isolate=frozenset({NamespaceKind.PID}), filesystem=Filesystem(read_only=True))
+        RunSpec(argv=("true",), isolate=frozenset({NamespaceKind.PID}), filesystem=Filesystem(read_only=True)).checked()
     for text in (str(tmp_path / "missing"), "/", "/tmp/.."):
         with pytest.raises(UsageError):
             filesystem.parse_rootfs(text)

@@ -72,12 +72,12 @@ def test_extents() -> None:
 
 
 def test_userns() -> None:
-    assert NamespaceKind.USER in RunSpec(argv=("true",), userns="auto").isolate
-    assert NamespaceKind.USER in RunSpec(argv=("true",), uid_map=(Extent(0, 1),)).isolate
+    assert NamespaceKind.USER in RunSpec(argv=("true",), userns="auto").checked().isolate
+    assert NamespaceKind.USER in RunSpec(argv=("true",), uid_map=(Extent(0, 1),)).checked().isolate
     assert NamespaceKind.USER not in RunSpec(argv=("true",), userns="none").for_capabilities(0).isolate
     assert NamespaceKind.USER in RunSpec(argv=("true",)).for_capabilities(0).isolate
     with pytest.raises(UsageError):
-        RunSpec(argv=("true",), userns="none", uid_map=(Extent(0, 1),))
+        RunSpec(argv=("true",), userns="none", uid_map=(Extent(0, 1),)).checked()
 
 
 @pytest.fixture
