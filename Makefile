@@ -3,8 +3,10 @@
 PYTHON := .venv/bin/python
 # Machines with other kernels; only CI and `make test-vm` need them.
 VM_PACKAGES := qemu-system-x86 zstd
+# The Debian package, and its tests (`make test-slow`).
+DEB_PACKAGES := build-essential debhelper dh-python python3-click lintian debootstrap
 
-.PHONY: help setup demo test test-slow test-vm lint format docs dashboards kubernetes bench clean
+.PHONY: help setup demo test test-slow test-vm lint format docs dashboards kubernetes bench deb clean
 
 help: ## list what can be made
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' Makefile | expand -t 16
@@ -46,6 +48,10 @@ kubernetes: setup ## write deploy/kubernetes/base anew, of the chart
 bench: ## measure, and write docs/performance.md; takes some minutes and wants an idle machine
 	@bash tools/setup.sh bubblewrap runc
 	@$(PYTHON) -m bench.run
+
+deb: setup ## build the Debian package into build/deb
+	@bash tools/setup.sh $(DEB_PACKAGES)
+	@deploy/debian/build.sh build/deb
 
 clean: ## remove .venv and all that was built
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

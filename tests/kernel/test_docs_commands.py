@@ -62,7 +62,7 @@ _JOBS = ("nightly", "web", "db", "worker")
 BEFORE: dict[str, str] = {
     "nsagent logs -f --tail 20 web": "nsagent rm --force web; nsagent run -d --name web -- echo hello && nsagent wait web",
     "nsagent wait nightly && echo good": "nsagent run -d --name nightly -- true",
-    "nsagent wait $(nsagent ps -q)": "nsagent run -d -- true; nsagent stop train",
+    "nsagent wait $(nsagent ps -q)": "nsagent run -d -- sleep 20; nsagent stop train",
     "nsagent rm nightly": "nsagent run --name nightly -- true",
     "nsagent resume nightly": "nsagent run -d --name nightly -- sleep 600 && nsagent pause nightly",
 }
@@ -177,7 +177,9 @@ class World:
             os.set_blocking(process.stdout.fileno(), False)
 
             def shown() -> bytes | None:
-                self.shell("unshare --uts true; unshare --net=/none/such true")  # something to see, and something that fails
+                self.shell(
+                    "unshare --uts true; nsenter --net=/proc/self/ns/uts true"
+                )  # something to see, and something that fails
                 assert process.poll() is None, process.communicate()[1]
                 assert process.stdout is not None
                 return process.stdout.read()
@@ -217,6 +219,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         "/var/lib/prometheus/node-exporter": f"{path}/lib", "/var/lib/node_exporter": f"{path}/lib",
         "/var/log/nsagent": f"{path}/log", "/run/nsagent/http.sock": f"{path}/http.sock",
         "--parent batch": f"--parent {group}", "/cpu/batch": f"/cpu/{group}", "net:blue": f"net:{network}",
+        "ns diff 1 ": f"ns diff {os.getpid()} ",  # of PID 1 some machines let nobody read
     }  # fmt: skip
     subprocess.run(["ip", "netns", "add", network], check=True)
     try:
