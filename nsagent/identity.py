@@ -124,6 +124,7 @@ class Identities:
         self._want = want
         self._names: Mapping[str, Names] = {}
         self._known: dict[str, tuple[int | None, CgroupInfo, Labels]] = {}
+        self._last: tuple[Mapping[str, int], list[str], dict[str, CgroupInfo], frozenset[str]] = {}, [], {}, frozenset()
         self.labels: Mapping[str, Labels] = {}
 
     def update(self, ids: Mapping[str, int], shown: Iterable[str]) -> dict[str, CgroupInfo]:
@@ -131,11 +132,23 @@ class Identities:
 
         `ids` has the ids of those that live. What ended keeps its info for as long as it is shown.
         """
-        names = self._read_names()
+        names, paths = self._read_names(), list(shown)
         changed = names is not self._names
         self._names = names
+        if changed or (ids, paths) != self._last[:2]:
+            self._last = ids, paths, *self._identify(ids, paths, changed=changed)
+        found, unnamed = self._last[2:]
+        if unnamed:
+            self._want(unnamed)
+        return found
+
+    def _identify(
+        self, ids: Mapping[str, int], paths: Iterable[str], *, changed: bool
+    ) -> tuple[dict[str, CgroupInfo], frozenset[str]]:
+        """Return the infos, and the container ids without a name. `changed`: the runtimes say something else than last time."""
+        names = self._names
         before, known, unnamed = self._known, {}, set()
-        for path in shown:
+        for path in paths:
             entry, number = before.get(path), ids.get(path)
             if entry is None or (number is not None and number != entry[0]):  # a new one, maybe under the path of an old one
                 info = identify(path)._replace(cgroup_id="" if number is None else str(number))
@@ -146,7 +159,5 @@ class Identities:
             if entry[1].container_id and entry[1].container_id not in names:
                 unnamed.add(entry[1].container_id)
         self._known = known
-        if unnamed:
-            self._want(frozenset(unnamed))
         self.labels = {path: labels for path, (_, _, labels) in known.items() if labels}
-        return {path: info for path, (_, info, _) in known.items() if any(info[1:])}
+        return {path: info for path, (_, info, _) in known.items() if any(info[1:])}, frozenset(unnamed)

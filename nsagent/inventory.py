@@ -10,11 +10,14 @@ import contextlib
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from nsagent import namespaces, procfs
 from nsagent.errors import AccessError, NsagentError, UsageError
 from nsagent.namespaces import CLONE_FLAGS, NamespaceId, NamespaceKind
+
+_MOUNT: Final = frozenset({NamespaceKind.MNT})
+_FOR_CHILDREN: Final = frozenset({NamespaceKind.PID, NamespaceKind.TIME})
 
 Key = tuple[NamespaceKind, int]  # kind and inum: at one moment, they name one namespace
 
@@ -93,12 +96,48 @@ def read_inventory(root: str = "/proc") -> Inventory:
         waiting = expected.get(key, [])
         places = [f"{root}/{pid}/ns/{key[0]}" for pid in pids]
         places += [f"{root}/{pid}/ns/{key[0]}_for_children" for pid in waiting]
-        places += [f"{root}/{pid}/fd/{fd}" for pid, fd in fds] + paths
-        places += [f"{root}/{pid}/root{path}" for path in paths for pid in ("1", *readers)]
+        places += _places_held(fds, paths, readers, root)
         seen[key] = _relate(Seen(NamespaceId(*key, 0), tuple(pids), tuple(paths), tuple(fds), tuple(waiting)), places)
     for relative in [each for one in seen.values() for each in (one.owner, one.parent) if each]:
         seen.setdefault(relative[:2], Seen(relative))  # nothing but what is below keeps it
     return Inventory(dict(sorted(seen.items())), found, unreadable)
+
+
+def read_unattended(root: str = "/proc") -> list[Seen]:
+    """Return the namespaces that no process is in and no child will be in, but which a mount or a descriptor keeps.
+
+    What keeps one is looked for first: mostly there is nothing, and then nobody is asked for more than a mount namespace and
+    descriptors, a third of what `read_inventory` costs. Nothing that this process itself keeps is among them.
+    """
+    pids = list(namespaces.walk_pids(root))
+    readers: dict[int, int] = {}
+    for pid in pids:
+        with contextlib.suppress(NsagentError):
+            readers.setdefault(namespaces.read_inums(pid, root, kinds=_MOUNT)[NamespaceKind.MNT], pid)
+    mounts = namespaces.read_pins(root, ["1", "self", *readers.values()])
+    own = ""
+    with contextlib.suppress(OSError):
+        own = os.readlink(f"{root}/self")
+    descriptors = _read_descriptors((pid for pid in pids if str(pid) != own), root)
+    held = mounts.keys() | descriptors.keys()
+    if kinds := {kind for kind, _ in held}:
+        for pid in pids:
+            for for_children in (False, True) if kinds & _FOR_CHILDREN else (False,):
+                wanted = kinds & _FOR_CHILDREN if for_children else kinds
+                with contextlib.suppress(NsagentError):
+                    held -= namespaces.read_inums(pid, root, for_children=for_children, kinds=wanted).items()
+    found = []
+    for key in sorted(held):
+        fds, paths = descriptors.get(key, []), list(dict.fromkeys(mounts.get(key, ())))
+        seen = Seen(NamespaceId(*key, 0), mounts=tuple(paths), descriptors=tuple(fds))
+        found.append(_relate(seen, _places_held(fds, paths, readers.values(), root)))
+    return found
+
+
+def _places_held(fds: Iterable[tuple[int, int]], paths: list[str], readers: Iterable[int], root: str) -> list[str]:
+    """Return where to open a namespace by what keeps it."""
+    places = [f"{root}/{pid}/fd/{fd}" for pid, fd in fds] + paths
+    return places + [f"{root}/{pid}/root{path}" for path in paths for pid in ("1", *readers)]
 
 
 def read_process(pid: int, root: str = "/proc") -> Process:

@@ -9,22 +9,20 @@ from typing import Final
 
 from nsagent.errors import NsagentError
 from nsagent.findings import ORPHAN_S, Finding, Findings
-from nsagent.inventory import read_inventory
+from nsagent.inventory import read_unattended
 from nsagent.namespaces import NamespaceId
 
 log = logging.getLogger(__name__)
 
 ROUND_S: Final = 5.0  # two words of each row
-_HELD_S: Final = ORPHAN_S / 10  # a look at every process and descriptor
+_HELD_S: Final = ORPHAN_S / 10  # a look at every descriptor
 
 
 def read_held(procfs: str = "/proc") -> dict[NamespaceId, tuple[str, ...]]:
     """Return the namespaces without a process, and what holds each: paths of mounts, processes with a descriptor."""
     held: dict[NamespaceId, tuple[str, ...]] = {}
-    for seen in read_inventory(procfs).namespaces.values():
-        holders = (*seen.mounts, *(f"process {pid} by descriptor {fd}" for pid, fd in seen.descriptors))
-        if holders and not seen.members and not seen.expected:
-            held[seen.id] = holders
+    for seen in read_unattended(procfs):
+        held[seen.id] = (*seen.mounts, *(f"process {pid} by descriptor {fd}" for pid, fd in seen.descriptors))
     return held
 
 

@@ -217,39 +217,46 @@ class Retained(Generic[K, T]):
     """Keeps the last value of what ended for `retain_ns`."""
 
     def __init__(
-        self, retain_ns: int, alive: Callable[[T], bool] = lambda _: True, changed: Callable[[T, T], bool] = operator.ne
+        self, retain_ns: int, alive: Callable[[T], bool] | None = None, changed: Callable[[T, T], bool] = operator.ne
     ) -> None:
-        """`changed` tells of the last and the present value of what ended whether it shall be kept anew."""
+        """`alive` tells of a value that it is of what lives, None: all are. `changed` tells of the last and the present value of
+        what ended whether it shall be kept anew."""
         self.retain_ns = retain_ns
         self._alive = alive
         self._changed = changed
-        self._seen: dict[K, tuple[int, T]] = {}  # when it last lived or changed, and what it was
+        self._live: dict[K, T] = {}  # as of the last update
+        self._then = 0  # when that was
+        self._ended: dict[K, tuple[int, T]] = {}  # when it last lived or changed, and what it was
 
     def last(self, key: K) -> T | None:
         """Return the last value, None of what never was or is not kept any more."""
-        return self._seen[key][1] if key in self._seen else None
+        return self._ended[key][1] if key in self._ended else self._live.get(key)
 
     def end(self, key: K, value: T, now_ns: int) -> None:
         """Take in the last value of what has ended, whether it was ever seen or not; before `update`."""
-        self._seen[key] = (now_ns, value)
+        self._ended[key] = (now_ns, value)
 
     def only(self, wanted: Callable[[K], bool]) -> None:
         """Forget all else, as if it had never been."""
-        self._seen = {key: value for key, value in self._seen.items() if wanted(key)}
+        self._live = {key: value for key, value in self._live.items() if wanted(key)}
+        self._ended = {key: value for key, value in self._ended.items() if wanted(key)}
 
     def update(self, current: Mapping[K, T], now_ns: int) -> tuple[dict[K, T], dict[K, T]]:
         """Return what lives, and what ended at most `retain_ns` ago. What lives again under its key has not ended."""
-        seen, live = self._seen, {}
-        for key, value in current.items():
-            if self._alive(value):
-                live[key] = value
-                seen[key] = (now_ns, value)
-            elif key not in seen or self._changed(seen[key][1], value):
-                seen[key] = (now_ns, value)
+        alive, ended, before = self._alive, self._ended, self._live
+        live = dict(current) if alive is None else {key: value for key, value in current.items() if alive(value)}
+        for key in [key for key in before if key not in live]:
+            ended.setdefault(key, (self._then, before[key]))
+        for key in ended.keys() & live.keys():
+            del ended[key]
+        for key in [key for key in current if key not in live] if len(live) != len(current) else ():
+            if key not in ended or self._changed(ended[key][1], current[key]):
+                ended[key] = (now_ns, current[key])
         oldest = now_ns - self.retain_ns
-        for key in [key for key, (when, _) in seen.items() if when < oldest and key not in current]:
-            del seen[key]
-        return live, {key: value for key, (when, value) in seen.items() if when >= oldest and key not in live}
+        for key in [key for key, (when, _) in ended.items() if when < oldest and key not in current]:
+            del ended[key]
+        self._live, self._then = live, now_ns
+        return live, {key: value for key, (when, value) in ended.items() if when >= oldest}
 
 
 class Ancestry:

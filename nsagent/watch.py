@@ -29,17 +29,25 @@ _FIELDS: Final = {"kind": str, "inum": int, "id": int}
 
 
 def read_members(wanted: Collection[Key], procfs_root: str = "/proc") -> dict[Key, tuple[Member, ...]]:
-    """Return who is in those namespaces, eight each at most, by pid; a readlink a process and kind, two reads a member."""
-    kinds = {kind for kind, _ in wanted}
+    """Return who is in those namespaces, eight each at most, by pid; a readlink a process and kind while one of the kind has room
+    for more, two reads a member."""
     pids: dict[Key, list[int]] = {}
+    open_: dict[NamespaceKind, set[Key]] = {}
+    for key in wanted:
+        open_.setdefault(key[0], set()).add(key)
     for pid in namespaces.walk_pids(procfs_root) if wanted else ():
+        if not open_:
+            break
         try:
-            found = namespaces.read_inums(pid, procfs_root, kinds=kinds)
+            found = namespaces.read_inums(pid, procfs_root, kinds=open_.keys())
         except NsagentError:
             continue
         for key in found.items():
-            if key in wanted and len(pids.setdefault(key, [])) < _MEMBERS:
-                pids[key].append(pid)
+            if key in wanted and len(members := pids.setdefault(key, [])) < _MEMBERS:
+                members.append(pid)
+                if len(members) == _MEMBERS:
+                    open_[key[0]].discard(key)
+        open_ = {kind: keys for kind, keys in open_.items() if keys}
     known: dict[int, Member] = {}
     for pid in {pid for members in pids.values() for pid in members}:
         try:

@@ -23,6 +23,7 @@ _MOST_DIRECTORIES: Final = 12288
 _PINNED_BYTES: Final = 5 << 10  # by a cgroup file's descriptor after its first read (seq_file's page and more), measured on 6.18
 _DIRECTORY_BYTES: Final = 1 << 10
 _NOTHING: Final[frozenset[str]] = frozenset()
+UNSETTLED: Final = -1.0  # in place of a limit
 _READ_ONCE: Final = -1  # in place of a descriptor: most files are never read again, because the fast lane stands for them
 
 
@@ -46,10 +47,11 @@ class Budget:
 class Record:
     """A cgroup: its path, its files' bytes by part, what they were parsed to, and the parts whose bytes changed since.
 
-    The files of a part that did not change may be those of another record too.
+    The files of a part that did not change may be those of another record too. On v2 `limit` bounds its children's
+    memory.
     """
 
-    __slots__ = ("changed", "files", "ids", "lost", "path", "stats", "wanted")
+    __slots__ = ("changed", "files", "ids", "limit", "lost", "path", "stats", "wanted")
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -58,6 +60,7 @@ class Record:
         self.files: dict[str, dict[str, bytes]] = {}
         self.changed: frozenset[str] = _NOTHING
         self.lost: Lost = {}
+        self.limit: float | None = UNSETTLED
         self.stats = CgroupStats()
 
     def put(self, part: str, name: str, text: bytes) -> None:

@@ -19,7 +19,7 @@ from nsagent.cgroups.falls import Falls
 from nsagent.cgroups.files import read
 from nsagent.cgroups.layout import Hierarchy, Layout
 from nsagent.cgroups.pace import BOUNDS_S, Pace
-from nsagent.cgroups.places import Budget, Place, Record
+from nsagent.cgroups.places import UNSETTLED, Budget, Place, Record
 from nsagent.cgroups.sources import Source, find_sources, is_empty, stands_still
 from nsagent.cgroups.stats import CgroupStats, IoStats, MemoryStats
 from nsagent.cgroups.tree import Cgroup, Tree
@@ -137,14 +137,21 @@ class Reader:
         if self.lane is not None and self._uncertain:
             self._walks.confirm(self.lane, self._uncertain)
         self._uncertain.clear()
-        found: dict[str, CgroupStats] = {}
-        above: dict[str | None, float | None] = {}
-        for path, record in self._records.items():
-            above[path] = self._settle(record, above.get(Tree.parent(path)))
-            if record.wanted and any(record.files.values()):
-                found[path] = record.stats
+        self._settle_all()
+        found = {path: record.stats for path, record in self._records.items() if record.wanted and any(record.files.values())}
         tree.remember(found)
         return found
+
+    def _settle_all(self) -> None:
+        """Bring the stats of all up to date that something changed of, or of the limit above them."""
+        moved: set[str | None] = set()
+        for path, record in self._records.items():  # parents first
+            if record.changed or record.limit == UNSETTLED or (moved and Tree.parent(path) in moved):
+                above = self._records.get(Tree.parent(path) or "")
+                limit = self._settle(record, above.limit if above else None)
+                if limit != record.limit:
+                    record.limit = limit
+                    moved.add(path)
 
     def _follow(self, tree: Tree, wanted: Callable[[str], bool] | None) -> None:
         """Open what is new in `tree`, close what is not in it any more."""

@@ -16,7 +16,7 @@ from nsagent.cgroups.stats import CgroupStats
 from nsagent.metrics.agent import SCRAPE_SAMPLES, SERIES_DROPPED
 from nsagent.metrics.budget import Budget, Key, labels_of
 from nsagent.metrics.columns import Table
-from nsagent.metrics.family import NS_PER_S, SCOPE_LABELS, Container, Each, Family, Scope
+from nsagent.metrics.family import NS_PER_S, SCOPE_LABELS, Container, Each, Family, Number, Scope
 from nsagent.metrics.text import label, label_text, number, seconds
 from nsagent.sample import NodeSample
 
@@ -55,7 +55,8 @@ class Encoder:
         self._families = [family for family in rows if family not in self._own]
         self._process = process
         self._budget = Budget(max_series)
-        self._node: dict[str, list[str]] = {}  # lines of the families of the whole node
+        self._node: dict[str, list[str]] = {}  # lines of the families of the whole node; what they say, without which, and they
+        self._said: dict[str, tuple[list[tuple[tuple[str, ...], Number]], Collection[tuple[str, ...]], list[str]]] = {}
         self._lock = threading.Lock()
         self._missing: frozenset[str] | None = None
         self._tables: dict[tuple[Scope, bool], Table[Any]] = {}
@@ -127,7 +128,17 @@ class Encoder:
 
     def _write_node(self, sample: NodeSample) -> None:
         labels = frozenset(map(labels_of, self._budget.hidden))
-        self._node = {f.name: list(node_lines(f, sample, labels)) for f in self._families if f.scope is Scope.NODE}
+        self._node = {f.name: self._node_lines(f, sample, labels) for f in self._families if f.scope is Scope.NODE}
+
+    def _node_lines(self, family: Family, sample: NodeSample, hidden: Collection[tuple[str, ...]]) -> list[str]:
+        """Return the lines of a family of the whole node: those of last time where that is what they would be."""
+        if family.histograms:
+            return list(node_lines(family, sample, hidden))
+        found = list(_node_values(family, sample))
+        last = self._said.get(family.name)
+        if last is None or last[:2] != (found, hidden):
+            last = self._said[family.name] = found, hidden, list(_lines(family, found, hidden))
+        return last[2]
 
     @property
     def _samples(self) -> int:
@@ -231,8 +242,13 @@ def node_lines(family: Family, sample: NodeSample, hidden: Collection[tuple[str,
             yield f'{family.name}_bucket{{{labels},le="{number(float(bound))}"}} {count}\n'
         yield f"{family.name}_sum{{{labels}}} {text(histogram.total)}\n"
         yield f"{family.name}_count{{{labels}}} {histogram.number}\n"
+    yield from _lines(family, _node_values(family, sample), hidden)
+
+
+def _lines(family: Family, found: Each, hidden: Collection[tuple[str, ...]]) -> Iterable[str]:
+    text: Callable[[Any], str] = seconds if family.scale == NS_PER_S else number
     key = _key(family)
-    for values, value in _node_values(family, sample):
+    for values, value in found:
         if value is not None and not (hidden and values[:key] in hidden):
             labels = label_text(family.labels, values)
             yield f"{family.name}{{{labels}}} {text(value)}\n" if labels else f"{family.name} {text(value)}\n"

@@ -15,7 +15,8 @@ from nsagent import namespaces
 from nsagent.events import EventFilter, KernelEvents
 from nsagent.findings import Finding, Findings, read_host_inums
 from nsagent.kernel.attach import Attached
-from nsagent.namespaces import NamespaceId, NamespaceKind
+from nsagent.namespaces import NamespaceKind
+from nsagent.patrol import read_held
 from tests import support
 from tests.kernel.conftest import AccountedCgroup
 
@@ -110,10 +111,6 @@ def test_the_forms_of_a_finding(kernel_events: KernelEvents) -> None:
     assert not EventFilter(failed=True)(found)
 
 
-def without_process() -> dict[NamespaceId, tuple[str, ...]]:
-    return {each.id: each.pins for each in namespaces.list_all() if not each.members}
-
-
 def test_a_namespace_that_only_a_mount_keeps(tmp_path: Path) -> None:
     support.require_root()
     kept, lived_in = tmp_path / "kept", tmp_path / "lived-in"
@@ -125,18 +122,41 @@ def test_a_namespace_that_only_a_mount_keeps(tmp_path: Path) -> None:
     try:
         support.wait_for(lambda: os.path.ismount(lived_in) and Path(f"/proc/{member.pid}/comm").read_text() == "sleep\n")
         inum = kept.stat().st_ino
-        assert [f for f in findings.of_held(without_process(), 0) if f.evidence["inum"] == inum] == []
-        assert [f for f in findings.of_held(without_process(), 99) if f.evidence["inum"] == inum] == []
-        found = findings.of_held(without_process(), 100)
+        assert [f for f in findings.of_held(read_held(), 0) if f.evidence["inum"] == inum] == []
+        assert [f for f in findings.of_held(read_held(), 99) if f.evidence["inum"] == inum] == []
+        found = findings.of_held(read_held(), 100)
         (ours,) = [f for f in found if f.evidence["inum"] == inum]
         assert (ours.rule, ours.evidence["kind"], ours.evidence["held_by"]) == ("orphan", "uts", [str(kept)])
         assert lived_in.stat().st_ino not in {f.evidence["inum"] for f in found}
-        assert [f for f in findings.of_held(without_process(), 500) if f.evidence["inum"] == inum] == []  # told once
+        assert [f for f in findings.of_held(read_held(), 500) if f.evidence["inum"] == inum] == []  # told once
     finally:
         member.kill()
         member.wait()
         for path in (kept, lived_in):
             subprocess.run(["umount", str(path)], check=False)
+
+
+def test_a_namespace_that_only_a_descriptor_keeps() -> None:
+    support.require_root()
+    member = subprocess.Popen(["unshare", "--uts", "sleep", "600"])
+    place = Path(f"/proc/{member.pid}/ns/uts")
+    support.wait_for(lambda: place.stat().st_ino != Path("/proc/self/ns/uts").stat().st_ino)
+    hold = 'exec 9<"$1"; echo; read line'
+    holder = subprocess.Popen(["sh", "-c", hold, "sh", str(place)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    own = os.open(place, os.O_RDONLY)  # what this process keeps, it does not find
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"\n"
+        inum = os.fstat(own).st_ino
+        assert inum not in {each.inum for each in read_held()}
+        member.kill()
+        member.wait()
+        assert [how for each, how in read_held().items() if each.inum == inum] == [(f"process {holder.pid} by descriptor 9",)]
+    finally:
+        os.close(own)
+        for process in (member, holder):
+            process.kill()
+            process.communicate()
 
 
 def test_a_clone_storm(attached: Attached, new_cgroup: Callable[[str], AccountedCgroup], load: str) -> None:
