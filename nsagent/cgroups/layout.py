@@ -193,16 +193,20 @@ def parse_mountinfo(text: bytes, path: str = "") -> list[Hierarchy]:
 
 
 def _hidden(number: bytes, mounts: dict[bytes, tuple[bytes, str]]) -> bool:
-    """Tell whether something is mounted over a mount, or over a directory on the way to it."""
-    chain, above = {number}, mounts[number][0]
-    while above in mounts and above not in chain:
-        chain.add(above)
-        above = mounts[above][0]
-    target = mounts[number][1] + "/"
-    return any(
-        parent in chain and other not in chain and target.startswith(point.rstrip("/") + "/")
-        for other, (parent, point) in mounts.items()
-    )
+    """Tell whether something is mounted over a mount, or over a directory on its way, in the mount that the way leads through."""
+    below: dict[bytes, list[tuple[bytes, str]]] = {}
+    for other, (above, point) in mounts.items():
+        below.setdefault(above, []).append((other, point))
+    if any(point == mounts[number][1] for _, point in below.get(number, ())):
+        return True
+    passed: set[bytes] = set()
+    while number in mounts and number not in passed:
+        passed.add(number)
+        above, target = mounts[number][0], f"{mounts[number][1]}/"
+        if any(other != number and target.startswith(point.rstrip("/") + "/") for other, point in below[above]):
+            return True
+        number = above
+    return False
 
 
 def _best_mounts(mounts: Iterable[Hierarchy]) -> list[Hierarchy]:

@@ -97,6 +97,18 @@ def test_of_two_equal_mounts_the_writable_one(tmp_path: Path) -> None:
     assert [(h.mountpoint, h.writable) for h in layout.hierarchies] == [("/b", True), ("/c", False)]
 
 
+def test_what_is_mounted_over_hides_only_what_leads_through_it() -> None:
+    """In a job: its hierarchies lie in a tmpfs over that of the host, with the host's own below it."""
+    rows = (
+        b"20 1 0:20 / / rw - ext4 root rw",
+        b"30 20 0:30 / /sys/fs/cgroup ro - tmpfs tmpfs rw",
+        b"31 30 0:31 /../.. /sys/fs/cgroup/cpu ro - cgroup cgroup rw,cpu",
+        b"40 30 0:40 / /sys/fs/cgroup ro - tmpfs tmpfs rw",
+        b"41 40 0:31 / /sys/fs/cgroup/cpu ro - cgroup cgroup rw,cpu",
+    )
+    assert [found.root for found in parse_mountinfo(b"\n".join(rows))] == ["/"]
+
+
 @pytest.mark.parametrize("reverse", [False, True])
 def test_hidden_mounts_do_not_count(reverse: bool) -> None:
     lines = [
