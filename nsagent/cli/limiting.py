@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any, Final
 
-from nsagent.cgroups.device_policy import BASIC, DeviceRule, rules_of
 from nsagent.cgroups.limits import UNLIMITED, Limits
 from nsagent.cli.option import Option
 from nsagent.errors import UsageError
-from nsagent.launch import filesystem, quantities, tuning
+from nsagent.launch import quantities, tuning
 from nsagent.launch.tuning import Tuning
 
 _IO_MAX: Final = "rbps, wbps (bytes a second), riops, wiops of a disk; may be repeated."
@@ -27,8 +25,8 @@ OPTIONS: Final = (
     Option("--io-weight", metavar="N", help="Share of IO against others, 1 to 10000; 100 is normal."),
     Option(
         "--device-policy",
-        choices=("auto", "closed"),
-        help="closed: no devices but null, random, terminals and such, and those of --volume.  [default: auto: all]",
+        choices=("auto", "closed", "open"),
+        help="closed: no devices but null, random, terminals and such, and those of --volume.  [default: auto: so by own mounts]",
     ),
     Option("--ulimit", metavar="NAME=SOFT[:HARD]", multiple=True, help="An rlimit, such as nofile=1024; may be repeated."),
     Option("--nice", metavar="N", help="Nice value, -20 to 19."),
@@ -48,6 +46,7 @@ def make_bounds(words: dict[str, Any]) -> dict[str, Any]:
             None if nice is None else tuning.parse_whole(nice, "--nice", -20, 19),
             None if score is None else tuning.parse_whole(score, "--oom-score-adj", -1000, 1000),
         ),
+        "device_policy": words["device_policy"] or "auto",
         "parent": (words["parent"] or "").strip("/"),
         "best_effort": words["best_effort"],
     }
@@ -68,17 +67,10 @@ def make_limits(words: dict[str, Any]) -> Limits:
         pids=parsed("pids", lambda text: quantities.parse_count(text, "--pids", 1, 4 << 20)),
         io_max=tuple(quantities.parse_io_max(text) for text in words["io_max"]),
         hugetlb=tuple(map(quantities.parse_hugetlb, words["hugetlb"])),
-        devices=make_devices(words["volume"]) if words["device_policy"] == "closed" else None,
         cpuset=parsed("cpuset", lambda text: quantities.parse_cpuset(text, quantities.read_online_cpus())),
         cpu_weight=parsed("cpu_weight", lambda text: quantities.parse_count(text, "--cpu-weight", 1, 10_000)),
         io_weight=parsed("io_weight", lambda text: quantities.parse_count(text, "--io-weight", 1, 10_000)),
     )
-
-
-def make_devices(volumes: tuple[str, ...]) -> tuple[DeviceRule, ...]:
-    """Return what a closed policy lets pass: what every job has, the terminal of standard input, devices that are volumes."""
-    sources = [filesystem.parse_volume(text).source for text in volumes]
-    return (*BASIC, *rules_of(["/proc/self/fd/0"] if os.isatty(0) else []), *rules_of(sources))
 
 
 def _parse_swap(text: str, memory_bytes: int | None) -> int:

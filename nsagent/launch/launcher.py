@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from nsagent import jobs
 from nsagent.cgroups.group import Group
 from nsagent.cgroups.layout import Layout, read_layout
+from nsagent.cgroups.limits import Limits
 from nsagent.errors import AccessError, LaunchError, NsagentError, UnsupportedError, UsageError, VanishedError
 from nsagent.launch import child, idmaps, joining, measure, prepare, tuning
 from nsagent.launch.clone import clone3
@@ -36,6 +37,8 @@ from nsagent.namespaces import NamespaceKind
 
 if TYPE_CHECKING:
     from nsagent.launch.relay import Stdio, Watch
+
+_OPEN = "a job that may mount is kept from the host's devices by its cgroup; --device-policy open does without"
 
 
 def run(
@@ -233,7 +236,9 @@ class _Launch:
         try:
             self._group = Group.create(layout, self._job.record.cgroup)
         except (AccessError, UnsupportedError) as exc:
-            if (self._spec.limits or self._spec.cpu_timeout_ns) and not self._spec.best_effort:
+            needed = self._spec.limits or self._spec.cpu_timeout_ns or self._spec.must_guard_devices
+            if needed and not self._spec.best_effort:
+                exc.hint = _OPEN if needed is True else exc.hint
                 raise
             self._notes.append(f"no cgroup, so CPU and memory are of what was waited for: {exc.message}")
             self._job.update(cgroup="")
@@ -243,9 +248,25 @@ class _Launch:
             refused: list[str] | None = [] if self._spec.best_effort else None
             self._group.apply(self._spec.limits, refused)
             self._notes += [f"not limited: {reason}" for reason in refused or ()]
+            self._guard_devices(self._group)
             yield
         finally:
             self._group.remove()
+
+    def _guard_devices(self, group: Group) -> None:
+        """Let the job open its own devices alone; where this host cannot, it may do without if nodev guards them too."""
+        rules = prepare.device_rules(self._spec)
+        if rules is None:
+            return
+        try:
+            group.apply(Limits(devices=rules))
+        except (AccessError, UnsupportedError) as exc:
+            if not self._spec.must_guard_devices:
+                return
+            if not self._spec.best_effort:
+                exc.hint = _OPEN
+                raise
+            self._notes.append(f"not limited: {exc.message}")
 
     def _run_child(self, layout: Layout) -> tuple[Ending, int, int, JobUsage]:
         joins = joining.open_all(self._spec.join)

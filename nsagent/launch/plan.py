@@ -8,7 +8,7 @@ from nsagent.cgroups.group import plan
 from nsagent.cgroups.layout import Layout
 from nsagent.launch import security
 from nsagent.launch.mounts import MountPlan
-from nsagent.launch.prepare import id_maps, mount_plan
+from nsagent.launch.prepare import device_rules, id_maps, mount_plan
 from nsagent.launch.spec import RunSpec
 from nsagent.namespaces import KINDS, NamespaceKind
 
@@ -31,8 +31,10 @@ def describe(spec: RunSpec, layout: Layout, parent: str = "") -> str:
         ("limit", f"{setting.flag}: {hierarchy.mountpoint}/{below}/{setting.file} = {setting.value}")
         for hierarchy, setting in plan(layout, spec.limits)
     ]
-    if spec.limits.devices is not None and layout.of("devices") is None:
-        rows.append(("limit", f"--device-policy: a BPF program that lets {', '.join(map(str, spec.limits.devices))}"))
+    rules = device_rules(spec)
+    if rules is not None:
+        how = "" if layout.of("devices") is not None else "a BPF program that "
+        rows.append(("limit", f"--device-policy: {how}lets {', '.join(map(str, rules))}"))
     rows += [("limit", f"{flag}: {value}") for flag, value in spec.tuning.describe()]
     if NamespaceKind.MNT in spec.isolate:
         rows += [("mounts", line) for line in _mounts(mount_plan(spec, layout, maps))]

@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from nsagent.cgroups import plan
+from nsagent.cgroups.device_policy import BASIC, DeviceRule, rules_of
 from nsagent.cgroups.layout import CGROUPFS, Layout
 from nsagent.errors import AccessError, LaunchError, UnsupportedError
 from nsagent.launch import idmaps, seccomp, tuning, users
@@ -83,6 +84,21 @@ def feasible(spec: RunSpec, layout: Layout) -> RunSpec:
     return spec._replace(
         limits=limits, tuning=tuned, notes=(*spec.notes, *notes, *(f"not limited: {reason}" for reason in refused))
     )
+
+
+def device_rules(spec: RunSpec) -> tuple[DeviceRule, ...] | None:
+    """Return the devices that a job may open: those of every /dev, its terminals, those that volumes name; None: any."""
+    if not spec.guards_devices:
+        return None
+    terminals = [f"/proc/self/fd/{fd}" for fd in (0, 1, 2) if _is_terminal(fd)]
+    return (*BASIC, *rules_of([*terminals, *(each.source for each in spec.filesystem.volumes)]))
+
+
+def _is_terminal(fd: int) -> bool:
+    try:
+        return os.isatty(fd)
+    except OSError:
+        return False
 
 
 def entry(spec: RunSpec, joins: tuple[tuple[Join, int], ...], born: int) -> Entry | None:

@@ -11,7 +11,7 @@ from nsagent.errors import UsageError
 from nsagent.launch.filesystem import Filesystem
 from nsagent.launch.idmaps import Extent
 from nsagent.launch.joining import ClockOffset, Join
-from nsagent.launch.security import Security
+from nsagent.launch.security import Security, mask
 from nsagent.launch.tuning import Tuning
 from nsagent.namespaces import NamespaceKind
 
@@ -28,8 +28,9 @@ class RunSpec(NamedTuple):
     """One job as asked for; `checked` says whether that makes sense. Times are ns.
 
     `name` is the job's name, by default the base name of the command. `join`: namespaces of others, in place of new ones.
-    `clock_offsets`: of a new time namespace, which they bring about. `parent`: the cgroup to be in, a path below the root of each
-    hierarchy; "" for the root, or for what was delegated. `best_effort`: limits that this host cannot enforce are notes.
+    `clock_offsets`: of a new time namespace, which they bring about. `device_policy`: closed, open, auto: see `guards_devices`.
+    `parent`: the cgroup to be in, a path below the root of each hierarchy; "" for the root, or for what was delegated.
+    `best_effort`: limits that this host cannot enforce are notes.
     `user`: USER[:GROUP], "" for root of a new user namespace, else the caller. `userns`: `auto` makes one, `none` never does, ""
     where the caller needs one. `mount_proc`: a fresh /proc, where mnt is new and pid not ours. `timeout_ns`: SIGTERM after it,
     SIGKILL to all `stop_timeout_ns` later; `cpu_timeout_ns`: the same after so much CPU time of all its processes. `sample_ns`:
@@ -43,6 +44,7 @@ class RunSpec(NamedTuple):
     clock_offsets: tuple[ClockOffset, ...] = ()
     limits: Limits = Limits()
     tuning: Tuning = Tuning()
+    device_policy: str = "auto"
     parent: str = ""
     best_effort: bool = False
     filesystem: Filesystem = Filesystem()
@@ -125,6 +127,22 @@ class RunSpec(NamedTuple):
     def foreign_root(self) -> bool:
         """Whether what is at / is not the host's, but somebody's who is not trusted."""
         return bool(self.filesystem.rootfs) or NamespaceKind.MNT in self.joined
+
+    @property
+    def guards_devices(self) -> bool:
+        """Whether it may open the devices of every job, its terminals and volumes, and no others.
+
+        By itself where it has mounts of its own, which are nodev, and a mknod(2) of its own would name a device of the host.
+        """
+        if self.device_policy != "auto":
+            return self.device_policy == "closed"
+        own = NamespaceKind.MNT in self.isolate and not self.security.privileged
+        return own and not self.foreign_user and bool(self.security.capabilities & mask(("MKNOD",)))
+
+    @property
+    def must_guard_devices(self) -> bool:
+        """Whether it is not to run without: it was asked for, or nodev is no guard against a job that may mount."""
+        return self.guards_devices and (self.device_policy == "closed" or bool(self.security.capabilities & mask(("SYS_ADMIN",))))
 
     @property
     def clone_flags(self) -> int:

@@ -24,6 +24,7 @@ pytestmark = pytest.mark.kernel
 REWRITE = 'f={}; v=$(cat "$f") && printf %s "$v" 2>/dev/null > "$f" && echo ESCAPED'
 ADMIN = ("--cap-add", "SYS_ADMIN")
 NEW_USER = ("--isolate", "all")
+NODEV_ALONE = ("--device-policy", "open")  # by default there is a second guard
 
 
 def escapes(jobs: Jobs, *words: str, script: str, pass_fds: tuple[int, ...] = ()) -> bool:
@@ -224,11 +225,15 @@ def test_device_nodes(jobs: Jobs, rootfs: Path, device: Path) -> None:
     node = f"{make}; head -c 1 {{0}} 2>/dev/null | wc -c | grep -q 1 && echo ESCAPED"
     words = ("--rootfs", str(rootfs), *USR, "--volume", f"{volume}:/data", "--tmpfs", "/scratch")
     for place in ("/tmp/disk", "/data/disk", left, "/scratch/disk", "/dev/disk", "/dev/shm/disk", "/disk"):
-        for more in ((), NEW_USER):
+        for more in (NODEV_ALONE, NEW_USER):
             assert not escapes(jobs, *words, *more, script=node.format(place)), (place, more)
     for place in ("/var/tmp", "/tmp", "/run", "/dev/shm"):
         path = f"{place}/{support.unique_name('disk')}"
-        assert not escapes(jobs, script=f"{node.format(path)}; rm -f {path}"), place
+        assert not escapes(jobs, *NODEV_ALONE, script=f"{node.format(path)}; rm -f {path}"), place
+    if kind == "b":  # else it is one that every job has
+        mounted = f"mount -t tmpfs none /mnt && {node.format('/mnt/disk')}"
+        assert not escapes(jobs, *ADMIN, script=mounted)
+        assert escapes(jobs, *ADMIN, *NODEV_ALONE, script=mounted)
     assert escapes(jobs, *words, "--privileged", script=node.format(left))
     assert escapes(jobs, *words, "--privileged", script=node.format("/disk"))
 
