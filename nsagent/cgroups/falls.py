@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from nsagent.cgroups.stats import IoDevice, Pressure
 
@@ -29,6 +29,28 @@ MAPPINGS: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
     "hugetlb": ("sizes", ("failures",)),
     "misc": ("events", ()),
 }
+
+
+class Kept(NamedTuple):
+    """What the next reader needs of a cgroup so that no counter falls: its ids by hierarchy, what its counters lost, and, where
+    removals of children may be missed in between, the IO that was shown last."""
+
+    ids: Mapping[str, int]
+    lost: Lost
+    io: Mapping[str, IoDevice]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON has it."""
+        lost = [[part, key, number] for part, losses in self.lost.items() for key, number in losses.items()]
+        return {"ids": self.ids, "lost": lost, "io": self.io}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Kept:
+        """Return what `to_json` was of. Raises KeyError, TypeError, ValueError, AttributeError where it was of nothing."""
+        lost: Lost = {}
+        for part, key, number in document["lost"]:
+            lost.setdefault(part, {})[tuple(key)] = int(number)
+        return cls(dict(document["ids"]), lost, {device: IoDevice(*values) for device, values in document["io"].items()})
 
 
 class Falls:

@@ -15,7 +15,7 @@ from typing import Any, Final
 from nsagent.cgroups import parts, v1, v2
 from nsagent.cgroups.core import Lane
 from nsagent.cgroups.devices import BlockNames
-from nsagent.cgroups.falls import Falls
+from nsagent.cgroups.falls import Falls, Kept
 from nsagent.cgroups.files import read
 from nsagent.cgroups.layout import Hierarchy, Layout
 from nsagent.cgroups.pace import BOUNDS_S, Pace
@@ -49,6 +49,9 @@ class Reader:
         self.lane = lane
         self.pace = Pace()
         self.falls = Falls()
+        self._kept: dict[str, Kept] = {}  # by an earlier reader
+        self._parents: set[str] = set()  # whose IO falls when a child is removed
+        self._fallen: set[str] = set()  # of which something fell
         self._clock = clock
         self._sources = find_sources(layout, without)
         self._hierarchies: dict[Hierarchy, list[Source]] = {}
@@ -153,6 +156,26 @@ class Reader:
                     record.limit = limit
                     moved.add(path)
 
+    def keep(self) -> dict[str, Kept]:
+        """Return, by path, what a reader that comes after this one is to be given by `go_on`.
+
+        v1's blkio is the one that falls by itself, where a child is removed; the others where somebody writes 0.
+        """
+        kept = {}
+        for path in self._parents | self._fallen:
+            record = self._records.get(path)
+            if record is None:
+                continue
+            io = record.stats.io
+            devices = io.devices if io and (path in self._parents or "io" in record.lost) else {}
+            if record.lost or devices:
+                kept[path] = Kept(record.ids, {part: dict(losses) for part, losses in record.lost.items()}, devices)
+        return kept
+
+    def go_on(self, kept: Mapping[str, Kept]) -> None:
+        """Let no counter fall below what an earlier reader showed. Before the first `read_all`."""
+        self._kept = dict(kept)
+
     def _follow(self, tree: Tree, wanted: Callable[[str], bool] | None) -> None:
         """Open what is new in `tree`, close what is not in it any more."""
         if tree is self._tree and tree.generation == self._generation and wanted == self._wanted:
@@ -172,9 +195,18 @@ class Reader:
             cgroup = tree.cgroups[path]
             old = self._records.get(path)
             same = old is not None and all(cgroup.ids.get(key, number) == number for key, number in old.ids.items())
-            records[path] = old if old is not None and same else Record(path)
-            records[path].ids, records[path].wanted = cgroup.ids, path in chosen
+            record = records[path] = old if old is not None and same else Record(path)
+            record.ids, record.wanted = cgroup.ids, path in chosen
+            kept = self._kept.pop(path, None)
+            if kept is not None and kept.ids == cgroup.ids:
+                record.lost = {part: dict(losses) for part, losses in kept.lost.items()}
+                self._fallen.add(path)
+                if kept.io and "io" in self._versions:
+                    record.stats = record.stats._replace(io=IoStats(kept.io))
+                    record.parse_again("io")  # what cannot be read is not shown
         self._records = records
+        self._parents = {Tree.parent(path) or "/" for path in records} if self._versions.get("io") == 1 else set()
+        self._fallen &= records.keys()
         self._places_generation += 1
         self._served.clear()
         for hierarchy in self._hierarchies:
@@ -315,6 +347,8 @@ class Reader:
             new = self._parse(part, record.files, old, counting=counting)
             if new != old or part in record.lost:
                 new = self.falls.carry(record.lost, part, old, new, lambda: self._stands(record))
+                if record.lost:
+                    self._fallen.add(record.path)
             fresh[part] = new
         limit = above
         memory: MemoryStats | None = fresh.get("memory", record.stats.memory)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Collection, Mapping
 from typing import Final
 
 from nsagent.cgroups.ends import Ended, Ends
+from nsagent.cgroups.falls import Kept
 from nsagent.cgroups.layout import Layout
 from nsagent.cgroups.reader import Reader
 from nsagent.cgroups.selection import REASONS, Selection
@@ -14,6 +16,7 @@ from nsagent.cgroups.stats import CgroupStats
 from nsagent.cgroups.tree import Tree
 from nsagent.history import History
 from nsagent.kernel.lane import CgroupLane
+from nsagent.records import read_file, write_file
 from nsagent.sample import FileFigures
 
 log = logging.getLogger(__name__)
@@ -24,10 +27,16 @@ _TOO_LONG: Final = "path_too_long"
 class NodeCgroups:
     """The cgroups of a layout as sample.CgroupSource."""
 
-    def __init__(self, layout: Layout, without: Collection[str] = ()) -> None:
-        """`without` names what is not read of any: see cgroups.sources."""
+    def __init__(self, layout: Layout, without: Collection[str] = (), *, path: str | None = None) -> None:
+        """`without` names what is not read of any: see cgroups.sources. `path`: a file by which counters outlive the agent."""
         self._tree = Tree(layout, retain=0, watched=True)  # the sampler keeps what ended
         self._reader = Reader(layout, without=without)
+        self._path = path
+        self._saved: dict[str, Kept] = {}
+        for document in read_file(path) if path else ():
+            with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):
+                self._saved = {name: Kept.from_json(kept) for name, kept in document["cgroups"].items()}
+        self._reader.go_on(self._saved)
         self._lane: CgroupLane | None = None
         self._accounting = layout.accounting[1].key
         self._ended: dict[str, Ended] = {}
@@ -49,7 +58,15 @@ class NodeCgroups:
             log.warning("event=no_fast_lane hierarchy=%s reason=%s", hierarchy, reason)
         if self.ends:
             self._ended |= self.ends.settle(self._tree.cgroups, found)
+        self._save()
         return found
+
+    def _save(self) -> None:
+        """Keep, before it is shown, what a kill would have fall."""
+        kept = self._reader.keep() if self._path else {}
+        if self._path and kept != self._saved:
+            write_file(self._path, {"cgroups": {name: each.to_json() for name, each in kept.items()}})
+            self._saved = kept
 
     def files(self) -> FileFigures:
         """Return how the files of the last `read` fared."""

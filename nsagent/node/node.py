@@ -57,7 +57,8 @@ class Node:
         self.features: dict[str, str | None] = {}
         self.ancestry = Ancestry(os.path.join(config.state_dir, "cgroups.json"))
         self.layout = self._read_layout()
-        self.cgroups = NodeCgroups(self.layout, config.collectors_off) if self.layout else None
+        falls = os.path.join(config.state_dir, "falls.json") if keep_history else None
+        self.cgroups = NodeCgroups(self.layout, config.collectors_off, path=falls) if self.layout else None
         self.origins = Origins(self.layout, self.cgroups.path_of if self.cgroups else lambda cgroup: None)
         self.attached = self._attach(config, as_found=not keep_history) if config.bpf else None
         if self.attached and self.cgroups:

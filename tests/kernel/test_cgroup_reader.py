@@ -168,7 +168,7 @@ def test_reading_while_cgroups_come_and_go(layout: Layout, make: Callable[[str],
     thread = threading.Thread(target=churn)
     thread.start()
     try:
-        tree, reader = Tree(layout), Reader(layout)
+        tree, reader = Tree(layout), Reader(layout, lambda: 0.0)  # on whose clock no file is slow
         for _ in range(40):
             tree.scan()
             assert reader.read_all(tree)[stays] == whole
@@ -349,9 +349,12 @@ def test_a_counter_goes_on_where_the_kernel_has_it_fall(layout: Layout, cgroup_n
         tree.scan()
         return reader.read_all(tree, f"/{cgroup_name}".__eq__)[f"/{cgroup_name}"]
 
+    number = os.stat(loop).st_rdev
+    device = f"{os.major(number)}:{os.minor(number)}"  # on a busy machine Python's own pages are read too, from another
+
     def kept_by_the_kernel() -> int:
         found = v1.parse_blkio((parent / v1.FILES["blkio"][0]).read_bytes())
-        return sum(each.get("Read", 0) for each in found.values())
+        return found.get(device, {}).get("Read", 0)
 
     def falls() -> bool:  # not at once: what was removed goes when the last that holds it has let it go
         end = time.monotonic() + 60
@@ -360,8 +363,8 @@ def test_a_counter_goes_on_where_the_kernel_has_it_fall(layout: Layout, cgroup_n
         return not kept_by_the_kernel()
 
     seen, raw = [], []
-    for number in range(2):
-        with Group.create(layout, f"{cgroup_name}/{number}") as group:
+    for child in range(2):
+        with Group.create(layout, f"{cgroup_name}/{child}") as group:
             argv = [sys.executable, "-I", "-S", "-c", READ_A_MIB, loop]
             subprocess.run(argv, check=True, preexec_fn=functools.partial(enter, group.attach_fds()))
             for gone in (False, True):
@@ -375,7 +378,14 @@ def test_a_counter_goes_on_where_the_kernel_has_it_fall(layout: Layout, cgroup_n
                 raw.append(kept_by_the_kernel())
     assert raw == [1 << 20, 0, 1 << 20, 0]
     assert seen == [1 << 20, 1 << 20, 2 << 20, 2 << 20]
-    assert reader.falls.counts == {("io", "read_bytes"): 2, ("io", "reads"): 2}
+    assert min(reader.falls.counts["io", field] for field in ("read_bytes", "reads")) >= 2
+    kept = reader.keep()
+    reader.close()
+    reader = Reader(layout, lambda: 0.0)
+    reader.go_on(kept)  # as the agent's does after a restart
+    io = read().io
+    assert io
+    assert io.devices[Path(loop).name].read_bytes == 2 << 20
 
     usage = Path(cpuacct.mountpoint, cgroup_name, "cpuacct.usage")
     used = read().cpu

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
 import signal
@@ -140,6 +141,53 @@ def test_a_cgroup_made_anew_begins_anew(host: Host, monkeypatch: pytest.MonkeyPa
     host.tree.scan()
     assert host.read() == (5, 8192)
     assert not host.reader.falls.counts
+
+
+def successor(host: Host) -> None:
+    """Have another reader go on, with what the first one would have written to a file."""
+    kept = {path: json.loads(json.dumps(each.to_json())) for path, each in host.reader.keep().items()}
+    host.reader = Reader(host.tree.layout, lambda: 0.0, sysfs="/none")
+    host.reader.go_on({path: falls.Kept.from_json(each) for path, each in kept.items()})
+
+
+def test_no_counter_falls_from_one_reader_to_the_next(host: Host) -> None:
+    (host.place / "child").mkdir()
+    host.tree.scan()
+    assert host.read() == (100, 4096)
+    successor(host)
+    host.write(100, 1024)  # a child was removed in between
+    assert host.read() == (100, 4096)
+    host.write(30, 2048)
+    assert host.read() == (100, 5120)
+    (host.place / "child").rmdir()
+    host.tree.scan()
+    successor(host)
+    host.write(40, 2050)
+    assert host.read() == (110, 5122)
+    successor(host)
+    assert host.read() == (110, 5122)
+
+
+def test_what_was_made_anew_between_two_readers_begins_anew(host: Host) -> None:
+    (host.place / "child").mkdir()
+    host.tree.scan()
+    assert host.read() == (100, 4096)
+    host.place.rename(host.place.with_name("old"))
+    host.make()
+    host.write(5, 8)
+    host.tree.scan()
+    successor(host)
+    assert host.read() == (5, 8)
+
+
+def test_what_the_next_reader_cannot_read_it_does_not_show(host: Host) -> None:
+    (host.place / "child").mkdir()
+    host.tree.scan()
+    assert host.read() == (100, 4096)
+    for file in host.place.glob("blkio*"):
+        file.unlink()
+    successor(host)
+    assert host.read() == (100, None)
 
 
 class Held:
