@@ -13,7 +13,6 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from nsagent.errors import AccessError, NsagentError, ParseError, UnsupportedError, VanishedError
-from nsagent.procfs import read_cgroup
 
 CGROUPFS: Final = "/sys/fs/cgroup"
 # The options of a v1 mount that are controllers (kernel/cgroup/cgroup-v1.c: all others are flags of the mount).
@@ -111,6 +110,8 @@ class Layout(NamedTuple):
 
         A hierarchy whose mount does not reach that cgroup is left out. Raises VanishedError.
         """
+        from nsagent.procfs import read_cgroup  # a job of root's needs none of it
+
         found = {}
         for _, controllers, path in read_cgroup(pid, self.procfs):
             for hierarchy in self.hierarchies:
@@ -122,6 +123,8 @@ class Layout(NamedTuple):
 
     def numbered(self) -> dict[int, Hierarchy]:
         """Return the hierarchies by number: that of /proc/PID/cgroup, the kernel's hierarchy_id. Raises VanishedError."""
+        from nsagent.procfs import read_cgroup
+
         lines = read_cgroup("self", self.procfs)
         return {n: hierarchy for n, names, _ in lines for hierarchy in self.hierarchies if _is_in(hierarchy, names)}
 

@@ -38,11 +38,14 @@ def main() -> NoReturn:
 
     from nsagent.cli import quick
 
-    code = quick.run(sys.argv[1:], os.environ)
-    if code is None:
-        from nsagent.cli import frame
+    try:
+        code = quick.run(sys.argv[1:], os.environ)
+        if code is None:
+            from nsagent.cli import frame
 
-        code = frame.invoke()
+            code = frame.invoke()
+    except KeyboardInterrupt:  # while modules are imported
+        code = 130
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or None
             stream.flush()

@@ -5,6 +5,7 @@ What is not plain (help, a file, variables, anything that click would refuse) is
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,9 +16,12 @@ def run(args: Sequence[str], environment: Mapping[str, str]) -> int | None:
     """Do what `nsagent run` does and return its exit code; None, with nothing done, where this is not for us."""
     if args[:1] != ["run"] or any(name.startswith(_NOT_PLAIN) for name in environment):
         return None
+    gc.disable()  # what is imported is no garbage, and looking for some takes a twentieth of the start
+    import nsagent.launch.launcher  # noqa: F401
     from nsagent.cli import job
     from nsagent.cli.failing import guarded
 
+    gc.enable()
     parsed = parse(args[1:])
     return None if parsed is None else guarded(lambda: job.launch(*parsed))
 
