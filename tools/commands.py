@@ -1,8 +1,7 @@
-"""Each command of nsagent as a page, from its own help: docs/commands.md, manual pages, completions of shells.
+"""Each command of nsagent as a page, from its own help: docs/commands.md, and manual pages.
 
     python -m tools.commands markdown > docs/commands.md
     python -m tools.commands man DIR            nsagent.1, nsagent-run.1, ...
-    python -m tools.commands completions DIR    nsagent.bash, nsagent.zsh, nsagent.fish
 
 click's own formatter is not used: it wraps by version and by terminal, and these files are compared byte by byte.
 """
@@ -17,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
-from click.shell_completion import get_completion_class
 
 from nsagent import __version__, cli
 
@@ -170,30 +168,17 @@ def _roff(text: str) -> str:
     return f"\\&{escaped}" if escaped.startswith(".") else escaped.replace("~", "\\(ti")
 
 
-def to_completion(shell: str) -> str:
-    """Return what bash, zsh or fish sources: a function that asks `nsagent` itself."""
-    found = get_completion_class(shell)
-    assert found is not None, shell
-    # Not `source()`: that of bash runs a bash to look at its version.
-    complete = found(cli.cli, {}, "nsagent", "_NSAGENT_COMPLETE")
-    return complete.source_template % complete.source_vars()
-
-
-def write_files(form: str, directory: Path) -> None:
-    """Write the manual pages or the completions into a directory, which is made."""
+def write_man(directory: Path) -> None:
+    """Write the manual pages into a directory, which is made."""
     directory.mkdir(parents=True, exist_ok=True)
-    if form == "man":
-        files = {f"{page.name.replace(' ', '-')}.1": to_man(page) for page in walk_pages()}
-    else:
-        files = {f"nsagent.{shell}": to_completion(shell) for shell in ("bash", "zsh", "fish")}
-    for name, text in files.items():
-        (directory / name).write_text(text, encoding="utf-8")
+    for page in walk_pages():
+        (directory / f"{page.name.replace(' ', '-')}.1").write_text(to_man(page), encoding="utf-8")
 
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["markdown"]:
         sys.stdout.write(to_markdown())
-    elif len(sys.argv) == 3 and sys.argv[1] in ("man", "completions"):
-        write_files(sys.argv[1], Path(sys.argv[2]))
+    elif len(sys.argv) == 3 and sys.argv[1] == "man":
+        write_man(Path(sys.argv[2]))
     else:
         sys.exit(__doc__)

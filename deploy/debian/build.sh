@@ -8,7 +8,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir "$work/nsagent"
 cd "$tree"
-cp -a --parents nsagent bpf tools/commands.py dashboards/json deploy/systemd deploy/prometheus README.md CHANGELOG.md LICENSE "$work/nsagent"
+cp -a --parents nsagent bpf tools/commands.py dashboards/json deploy/completions deploy/systemd deploy/prometheus README.md CHANGELOG.md LICENSE "$work/nsagent"
 cp -a deploy/debian "$work/nsagent/debian"
 cd "$work/nsagent"
 dpkg-buildpackage --build=binary --no-sign --no-pre-clean >"$work/log" 2>&1 || {

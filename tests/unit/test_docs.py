@@ -55,7 +55,7 @@ def test_the_commands_are_those_of_the_help() -> None:
 
 
 def test_every_manual_page_has_its_name_and_its_options(tmp_path: Path) -> None:
-    commands.write_files("man", tmp_path)
+    commands.write_man(tmp_path)
     pages = {path.name: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()}
     assert {"nsagent.1", "nsagent-run.1", "nsagent-ns-show.1"} <= set(pages)
     for name, text in pages.items():
