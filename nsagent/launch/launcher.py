@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from nsagent import jobs
+from nsagent.cgroups import aside
 from nsagent.cgroups.group import Group
 from nsagent.cgroups.layout import Layout, read_layout
 from nsagent.cgroups.limits import Limits
@@ -115,7 +116,7 @@ def parent_cgroup(layout: Layout, named: str = "") -> str:
     if os.geteuid() != 0:
         own = layout.own_cgroup()
         for hierarchy in layout.hierarchies:
-            directory = hierarchy.directory(own.get(hierarchy.key, "/"))
+            directory = hierarchy.directory(aside.above(own.get(hierarchy.key, "/")))
             if directory is not None and directory != hierarchy.mountpoint and os.access(directory, os.W_OK):
                 return directory[len(hierarchy.mountpoint) + 1 :] + "/"
     return ""
@@ -233,8 +234,11 @@ class _Launch:
     @contextlib.contextmanager
     def _in_group(self, layout: Layout) -> Iterator[None]:
         """Make the job's cgroup and write its limits; remove it in the end. A user who may make none runs without."""
+        record = self._job.record
+        if os.geteuid() and not self._spec.parent:
+            aside.step_aside(layout, record.cgroup.removesuffix(f"/nsagent/{record.id}"))
         try:
-            self._group = Group.create(layout, self._job.record.cgroup)
+            self._group = Group.create(layout, record.cgroup)
         except (AccessError, UnsupportedError) as exc:
             needed = self._spec.limits or self._spec.cpu_timeout_ns or self._spec.must_guard_devices
             if needed and not self._spec.best_effort:

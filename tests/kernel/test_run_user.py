@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from nsagent.cgroups.layout import read_layout
 from tests import support
 from tests.kernel.launching import USR, make_rootfs
 
@@ -112,6 +113,35 @@ def test_limits_in_a_delegated_cgroup(home: Home, cgroup_name: str) -> None:
     assert f"pids:/{cgroup_name}/nsagent/sh-" in done.stdout, done.stderr
     assert "fork" in done.stderr.lower()
     assert [p for p in (place / "nsagent").iterdir() if p.is_dir()] == []
+
+
+def test_limits_in_a_delegated_cgroup_of_v2(home: Home, cgroup_name: str) -> None:
+    """As systemd makes it for a scope with Delegate=yes. It holds the launcher and who started it, so both must step aside."""
+    v2 = read_layout().v2
+    huge = v2 is not None and "hugetlb" in v2.controllers and Path("/sys/kernel/mm/hugepages/hugepages-2048kB").is_dir()
+    support.require(v2, "no cgroup v2 is mounted")
+    assert v2 is not None
+    options, name, value = ["--hugetlb", "2MB=4M"], "hugetlb.2MB.max", str(4 << 20)
+    if not huge:
+        options, name, value = ["--pids", "77"], "pids.max", "77"
+        support.require("pids" in v2.controllers, "v2 has neither hugetlb nor pids")
+    top = Path(v2.mountpoint)
+    place = top / cgroup_name
+    place.mkdir()
+    controller = name.partition(".")[0]
+    (top / "cgroup.subtree_control").write_text(f"+{controller}")
+    for path in (place, *(place / f"cgroup.{file}" for file in ("procs", "threads", "subtree_control"))):
+        os.chown(path, NOBODY, NOBODY)
+    script = f"path=$(tail -n1 /proc/self/cgroup | cut -d: -f3); echo $path; cat {top}$path/{name}"
+    done = home.run(*options, "--isolate", "pid", "--", "sh", "-c", script, before=f"echo $$ > {place}/cgroup.procs")
+    assert done.returncode == 0, done.stderr
+    where, limit = done.stdout.split()
+    assert where.startswith(f"/{cgroup_name}/nsagent/sh-")
+    assert limit == value
+    again = home.run(*options, "--", "echo", "ran", before=f"echo $$ > {place}/nsagent.aside/cgroup.procs")
+    assert (again.returncode, again.stdout) == (0, "ran\n"), again.stderr
+    assert sorted(each.name for each in place.iterdir() if each.is_dir()) == ["nsagent", "nsagent.aside"]
+    assert [each for each in (place / "nsagent").iterdir() if each.is_dir()] == []
 
 
 def test_a_root_of_its_own(home: Home) -> None:
