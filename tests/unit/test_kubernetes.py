@@ -168,6 +168,7 @@ def test_the_seccomp_profile_lets_through_what_an_agent_needs_and_little_else() 
     allowed = {name for rule in json.loads(path.read_text())["syscalls"] if "args" not in rule for name in rule["names"]}
     assert {"bpf", "perf_event_open", "open_by_handle_at", "pidfd_open", "execve", "vfork"} <= allowed
     assert allowed.isdisjoint({"mount", "umount2", "setns", "unshare", "init_module", "kexec_load", "keyctl", "reboot"})
+    assert allowed.isdisjoint({"ptrace", "process_vm_readv", "process_vm_writev", "pidfd_getfd"})
     granted = agent(chart())["securityContext"]["capabilities"]["add"]
     mask = sum(1 << NAMES.index(name) for name in granted)
     assert profile.compile_profile(str(path), mask), "libseccomp takes it"
