@@ -70,13 +70,14 @@ def programs_of_others() -> int:
 
 
 @contextlib.contextmanager
-def empty_programs() -> Iterator[None]:
-    """Attach programs that do nothing where unshare(2) is traced: the least that any tracing costs it."""
+def empty_programs(*ends: str) -> Iterator[None]:
+    """Attach a program that does nothing at these ends of unshare(2), `enter` or `exit`: the least that any tracing costs it."""
+    targets = [f"syscalls/sys_{end}_unshare" for end in ends]
     found, _ = find_object(_cache.name, charged_controller())
     nothing = struct.pack("=BBhiBBhi", 0xB7, 0, 0, 1, 0x95, 0, 0, 0)  # r0 = 1; exit: as PASS_ON of bpf/trace.c
     with contextlib.ExitStack() as stack:
         for program in found.programs:
-            if program.target in ("syscalls/sys_enter_unshare", "syscalls/sys_exit_unshare"):
+            if program.target in targets:
                 empty = dataclasses.replace(program, insns=nothing, relocations=(), same_as="")
                 loaded = create.load_program(empty, {})
                 stack.callback(os.close, loaded)
