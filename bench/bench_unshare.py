@@ -35,12 +35,12 @@ KINDS = {
 }
 
 WHERE_IT_GOES = """\
-`empty programs` is the kernel's own price for any two programs attached to the ends of a call, whatever they do: 0.36 to 0.40 µs,
-which of an unshare of uts, the cheapest (2.5 µs), is 1.15 × already. `empty program at the end` is that of one: 0.20 µs, 1.08 × (of a
-call that nobody else watches 155 ns, one at the entry 215, both 290, and 45 because the kernel takes its slow way through every
-call). Tracing from the end alone could not say how long a call took, and would not bring uts to 1.10 × either: its program runs for
-0.39 µs without an event. So there is one at each end, and what nsagent itself takes is the difference between a kind's last row
-and its `empty programs`.
+`empty programs` is the kernel's own price for any two programs attached to the ends of a call, whatever they do: 0.36 to 0.40
+µs, which of an unshare of uts, the cheapest (2.5 µs), is 1.15 × already. `empty program at the end` is that of one: 0.20 µs,
+1.08 × (of a call that nobody else watches 155 ns, one at the entry 215, both 290; and 45 because the kernel takes its slow way
+through every call). Tracing from the end alone could not say how long a call took, and would not bring uts to 1.10 × either: its
+program runs for 0.39 µs without an event. So there is one at each end, and what nsagent itself takes is the difference between a
+kind's last row and its `empty programs`.
 
 Where that goes, found by leaving parts out, one at a time, in ns a call. 120 at the entry: task storage and the clock; no
 namespace is read there, because those before a call are those after the last. 390 at the end: reading the namespaces,
