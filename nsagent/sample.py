@@ -271,6 +271,7 @@ class Ancestry:
         self._alive: dict[str, int] = {}
         self._root = 0
         self._known: dict[int, tuple[str, int]] = self._load() if path else {}  # id: path, id of the parent
+        self._born: set[int] = set()  # told of since the last sum: what they use may be in the next one only
         self._plan: tuple[set[int], list[tuple[int, list[int]]]] | None = None  # what `_shares` says of those cgroups
 
     def learn(self, alive: dict[str, int]) -> None:
@@ -284,6 +285,7 @@ class Ancestry:
 
     def learn_born(self, born: Mapping[int, tuple[str, int]]) -> None:
         """Take note of cgroups that were made, by id: path and parent's id; also of such that are gone again."""
+        self._born |= born.keys()
         self._add({cgroup: place for cgroup, place in born.items() if cgroup not in self._known})
 
     def _add(self, new: Mapping[int, tuple[str, int]]) -> None:
@@ -367,7 +369,8 @@ class Ancestry:
         return parent if parent in self._known else self._root
 
     def _forget(self, used: Mapping[int, Usage]) -> None:
-        useless = self._known.keys() - used.keys() - set(self._alive.values())
+        useless = self._known.keys() - used.keys() - set(self._alive.values()) - self._born
+        self._born = set()
         for cgroup in useless:
             del self._known[cgroup]
         if useless:
@@ -444,11 +447,12 @@ class Sampler:
         source, selected = self._cgroup_source, self._selected
         stats = self._collect("cgroups", lambda: source.read(selected)) if source else None
         alive = source.accounting_ids() if source and stats is not None else {}
-        if stats is not None:
+        if stats is not None and self._usage_source:
             self._ancestry.learn(alive)
         usage = self._collect("usage", self._read_usage) if self._usage_source else None
         born = self._ends.born() if self._ends else {}  # after the pass: whose usage it has was told by now
-        self._ancestry.learn_born(born)
+        if self._usage_source:
+            self._ancestry.learn_born(born)
         figures = self._collect("namespaces", self._read_namespaces) if self._read_namespaces else None
         counts = self._collect("syscalls", self._read_counts) if self._read_counts else None
         maps = self._collect("bpf_maps", self._read_maps) if self._read_maps else None

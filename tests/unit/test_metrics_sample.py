@@ -119,6 +119,20 @@ def test_a_cgroup_that_came_and_went_unseen_is_the_roots() -> None:
     assert tree.successor(77) == 1
 
 
+def test_a_cgroup_that_is_told_of_before_it_is_used_is_known_when_it_has_gone() -> None:
+    tree = Ancestry()
+    tree.learn({"/": 1, "/a": 2})
+    tree.learn_born({77: ("/a/b", 2)})
+    tree.sum_up({2: used(1)})  # made while this sample was taken: it is not in it
+    live, gone = tree.sum_up({2: used(1), 77: used(10)})
+    assert by_path(live) == {"/": 11, "/a": 11}
+    assert by_path(gone) == {"/a/b": 10}
+    tree.learn_born({78: ("/a/c", 2)})
+    for _ in range(2):
+        tree.sum_up({2: used(1)})
+    assert by_path(tree.sum_up({78: used(10)})[1]) == {}, "nobody is kept for long who uses nothing"
+
+
 def test_who_inherits() -> None:
     tree = Ancestry()
     tree.learn({"/": 1, "/a": 2, "/a/b": 3})
