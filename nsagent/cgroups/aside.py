@@ -25,14 +25,12 @@ def above(path: str) -> str:
 def step_aside(layout: Layout, path: str) -> None:
     """Move every process of the v2 cgroup `path`, which is our own and was delegated to us, into its child NAME.
 
-    Nothing is done where it passes all its controllers on, or we are not in it. Where another's process stays it stays busy.
+    Nothing is done where we are not in it. Where another's process stays it stays busy.
     """
     v2 = layout.v2
-    if v2 is None or not path or layout.own_cgroup().get(v2.key) != f"/{path}":
+    if v2 is None or not v2.controllers or not path or layout.own_cgroup().get(v2.key) != f"/{path}":
         return
     place = f"{v2.mountpoint}/{path}"
-    if set(read_text(f"{place}/cgroup.controllers").split()) <= set(read_text(f"{place}/cgroup.subtree_control").split()):
-        return
     with contextlib.suppress(OSError):
         os.makedirs(f"{place}/{NAME}", exist_ok=True)
         for _ in range(_TRIES):

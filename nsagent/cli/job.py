@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from nsagent import jobs
@@ -54,6 +55,8 @@ def launch(argv: tuple[str, ...], words: dict[str, Any]) -> int:
         layout = read_layout()
         print(plan.describe(prepare.feasible(spec, layout), layout, launcher.parent_cgroup(layout, spec.parent)), end="")
         return 0
+    if os.geteuid() and (spec.limits or spec.cpu_timeout_ns):
+        _enter_scope(spec)
     # What cannot be told is refused before the job runs, not after it.
     directory = words["state_dir"] or jobs.default_state_dir()
     tty = words["tty"]
@@ -69,6 +72,19 @@ def launch(argv: tuple[str, ...], words: dict[str, Any]) -> int:
         result = launcher.run(spec, directory, stdio=_on_terminal if tty else None, watch=watch)
         output.tell(result)
     return result.exit_code
+
+
+def _enter_scope(spec: RunSpec) -> None:
+    """Begin again in a cgroup that systemd delegates, if it does and we have none: without one, limits would be refused."""
+    from nsagent.cgroups.layout import read_layout
+    from nsagent.launch import launcher, scope
+
+    layout = read_layout()
+    if launcher.parent_cgroup(layout, spec.parent):
+        return
+    argv = scope.command(layout, [sys.executable, *sys.orig_argv[1:]], os.environ.get("XDG_RUNTIME_DIR", ""))
+    if argv is not None:
+        os.execv(argv[0], argv)
 
 
 def _on_terminal(_job: jobs.JobRecord) -> Stdio:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from tests.kernel.launching import USR, make_rootfs
 pytestmark = pytest.mark.kernel
 
 NOBODY = 65534
+HUGE = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
 
 
 class Home:
@@ -118,7 +120,7 @@ def test_limits_in_a_delegated_cgroup(home: Home, cgroup_name: str) -> None:
 def test_limits_in_a_delegated_cgroup_of_v2(home: Home, cgroup_name: str) -> None:
     """As systemd makes it for a scope with Delegate=yes. It holds the launcher and who started it, so both must step aside."""
     v2 = read_layout().v2
-    huge = v2 is not None and "hugetlb" in v2.controllers and Path("/sys/kernel/mm/hugepages/hugepages-2048kB").is_dir()
+    huge = v2 is not None and "hugetlb" in v2.controllers and HUGE.is_dir()
     support.require(v2, "no cgroup v2 is mounted")
     assert v2 is not None
     options, name, value = ["--hugetlb", "2MB=4M"], "hugetlb.2MB.max", str(4 << 20)
@@ -142,6 +144,56 @@ def test_limits_in_a_delegated_cgroup_of_v2(home: Home, cgroup_name: str) -> Non
     assert (again.returncode, again.stdout) == (0, "ran\n"), again.stderr
     assert sorted(each.name for each in place.iterdir() if each.is_dir()) == ["nsagent", "nsagent.aside"]
     assert [each for each in (place / "nsagent").iterdir() if each.is_dir()] == []
+
+
+# A manager of nobody's, as PID 1 would start it: in a cgroup that is its own, with a /run that says that systemd has booted. What
+# asks it is below, in a cgroup of root's, for from elsewhere only PID 1 could move it.
+MANAGER = """
+mount -t tmpfs none /run && mkdir -p /run/systemd/system
+for place in {places}; do echo $$ > $place/cgroup.procs; done
+drop="setpriv --reuid={user} --regid={user} --clear-groups env XDG_RUNTIME_DIR={runtime} HOME={runtime}"
+$drop {systemd} --user --unit=basic.target > /dev/null 2>&1 &
+manager=$!
+for place in {places}; do mkdir $place/session && echo $$ > $place/session/cgroup.procs; done
+i=0
+while ! test -S {runtime}/systemd/private && test $i -lt 1200; do i=$((i + 1)); sleep 0.1; done
+$drop PYTHONPATH={code} "$@"
+code=$?
+kill $manager
+wait $manager
+exit $code
+"""
+
+
+def test_systemd_gives_a_scope(home: Home, cgroup_name: str) -> None:
+    """A real manager of the user's: the launcher begins again in a scope of it, and the job's limit holds there."""
+    systemd = "/lib/systemd/systemd"
+    if not os.path.exists(systemd) or shutil.which("systemd-run") is None:
+        pytest.skip("systemd is not installed")
+    layout = read_layout()
+    trees = [each for each in layout.hierarchies if each.version == 2 or each.name == "systemd"]
+    if layout.v2 is None or "hugetlb" not in layout.v2.controllers or not HUGE.is_dir():
+        pytest.skip("v2 has no hugetlb, which systemd leaves to others")
+    (Path(layout.v2.mountpoint) / "cgroup.subtree_control").write_text("+hugetlb")
+    places = [Path(each.mountpoint) / cgroup_name for each in trees]
+    for place in places:
+        place.mkdir()
+        for path in (place, *place.glob("cgroup.[pst]*")):
+            os.chown(path, NOBODY, NOBODY)
+    fields = {"places": " ".join(map(str, places)), "user": NOBODY, "systemd": systemd}
+    manager = MANAGER.format(**fields, runtime=home.runtime, code=home.code)
+    start = "import sys; from nsagent.cli import main; sys.argv[0] = 'nsagent'; main()"
+    script = f"path=$(tail -n1 /proc/self/cgroup | cut -d: -f3); echo $path; cat {layout.v2.mountpoint}$path/hugetlb.2MB.max"
+    words = ["run", "--hugetlb", "2MB=4M", "--isolate", "pid", "--", "sh", "-c", script]
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", manager, "sh", os.path.realpath(sys.executable), "-B", "-c", start, *words],
+        env={"PATH": os.environ["PATH"]}, cwd="/", capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    where, limit = done.stdout.split()
+    assert re.match(rf"/{cgroup_name}/.*/nsagent-run-[0-9a-f]{{8}}\.scope/nsagent/sh-", where)
+    assert limit == str(4 << 20)
+    assert "no cgroup" not in done.stderr
 
 
 def test_a_root_of_its_own(home: Home) -> None:

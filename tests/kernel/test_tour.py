@@ -112,7 +112,7 @@ def test_an_interrupted_tour_leaves_nothing(number: signal.Signals, words: list[
     output = tmp_path / "out"
     with output.open("w") as file:
         process = start("cgroup", "--yes", *words, stdout=file)
-    jobs = support.wait_for(lambda: running_jobs(process.pid) or process.poll() is not None, what="its endless job")
+    jobs = support.wait_for(lambda: running_jobs(process.pid) or process.poll() is not None, deadline=600, what="its endless job")
     assert isinstance(jobs, list), output.read_text()
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.send_signal(number)
