@@ -216,18 +216,21 @@ def test_one_that_was_read_keeps_the_rest_of_its_last_reading(world: list[str], 
 
 def test_an_agent_in_a_cgroup_namespace_that_has_the_hosts_trees(world: list[str], parent: str) -> None:
     """As in a pod: a namespace of its own, and a mount of the host's /sys/fs/cgroup."""
-    places = hierarchies()
+    places, own = hierarchies(), f"{parent}-agent"
 
     def enter() -> None:
         for place in places.values():
-            (place / parent / "agent" / "cgroup.procs").write_text("0")
+            (place / own / "cgroup.procs").write_text("0")
         libc.unshare(libc.CLONE_NEWCGROUP)
 
     for place in places.values():
-        (place / parent / "agent").mkdir()
-    with running(world, "--no-runtimes", preexec_fn=enter) as agent:
-        assert os.readlink(f"/proc/{agent.process.pid}/ns/cgroup") != os.readlink("/proc/self/ns/cgroup")
-        assert agent.status()["features"].get("cgroup_ends") is None
-        agent.scrape()
-        lives = {f"/{parent}/{n}": live(places, parent, str(n), 20 + n) for n in range(5)}
-        assert_exact(agent.scrape(), lives)
+        (place / own).mkdir()
+    try:
+        with running(world, "--no-runtimes", preexec_fn=enter) as agent:
+            assert os.readlink(f"/proc/{agent.process.pid}/ns/cgroup") != os.readlink("/proc/self/ns/cgroup")
+            assert agent.status()["features"].get("cgroup_ends") is None
+            agent.scrape()
+            lives = {f"/{parent}/{n}": live(places, parent, str(n), 20 + n) for n in range(5)}
+            assert_exact(agent.scrape(), lives)
+    finally:
+        remove_cgroups(own)
