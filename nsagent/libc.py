@@ -13,7 +13,7 @@ import os
 import struct
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 # include/uapi/linux/sched.h
@@ -77,8 +77,8 @@ _CAPABILITY_VERSION_3: Final = 0x20080522  # include/uapi/linux/capability.h
 
 # arch/x86/entry/syscalls/syscall_64.tbl; include/uapi/asm-generic/unistd.h
 _NUMBERS: Final = {
-    "x86_64": {"bpf": 321, "perf_event_open": 298, "pivot_root": 155},
-    "aarch64": {"bpf": 280, "perf_event_open": 241, "pivot_root": 41},
+    "x86_64": {"bpf": 321, "execveat": 322, "perf_event_open": 298, "pivot_root": 155},
+    "aarch64": {"bpf": 280, "execveat": 281, "perf_event_open": 241, "pivot_root": 41},
 }
 _SINCE_424: Final = {  # one number on all machines
     "open_tree": 428,
@@ -206,6 +206,19 @@ def openat2(directory: int, path: str, flags: int, resolve: int) -> int:
         return raw_syscall("openat2", directory, os.fsencode(path), packed, len(packed))
     except OSError as exc:
         raise OSError(exc.errno, exc.strerror, path) from None
+
+
+def execveat(directory: int, name: bytes, argv: Sequence[bytes], environment: Mapping[bytes, bytes]) -> None:
+    """Execute `name`, which must be no symlink (ELOOP), of a directory that is open close-on-exec: execveat(2).
+
+    ENOENT also of a file that begins with `#!`: the kernel could not tell its interpreter where it is.
+    """
+    words = (ctypes.c_char_p * (len(argv) + 1))(*argv)
+    variables = (ctypes.c_char_p * (len(environment) + 1))(*(b"%s=%s" % pair for pair in environment.items()))
+    try:
+        raw_syscall("execveat", directory, name, words, variables, _AT_SYMLINK_NOFOLLOW)
+    except OSError as exc:
+        raise OSError(exc.errno, exc.strerror, os.fsdecode(name)) from None
 
 
 def fanotify_init(flags: int) -> int:

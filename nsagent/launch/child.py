@@ -13,7 +13,8 @@ from typing import NamedTuple, NoReturn
 from nsagent import libc
 from nsagent.launch import mounts
 from nsagent.launch.confine import Confinement, confine, drop_bounding
-from nsagent.launch.entry import Entry, enter
+from nsagent.launch.descriptors import close_others
+from nsagent.launch.entry import Entry, be_born, join
 from nsagent.launch.execute import Command, execute
 from nsagent.launch.handshake import Failed, Ready, Step, encode, send
 from nsagent.launch.identity import Identity, become_maker, become_user
@@ -47,6 +48,14 @@ class ChildPlan(NamedTuple):
     hidden: bool = False  # from other processes of the job until execve, an init for good; not where our ids are mapped
     foreign_root: bool = False  # not the host's
 
+    @property
+    def made_first(self) -> bool:
+        """Whether it has no more than CMD may when those with CAP_SYS_PTRACE, who look into what is hidden, can see it.
+
+        Not where it has namespaces to make, and not where an ordinary launcher could not reach another user's process.
+        """
+        return self.entry is not None and self.hidden and not (self.entry.flags or self.entry.unshared or self.hostname)
+
 
 def run(plan: ChildPlan) -> NoReturn:
     """Become CMD as `plan` says, or report why not and exit with 125. Call it in the child of `clone3`, first thing."""
@@ -56,7 +65,10 @@ def run(plan: ChildPlan) -> NoReturn:
         if plan.entry is not None:
             if plan.hidden:  # from those who are in the namespaces already
                 _hide(step)
-            enter(plan.entry, step)
+            join(plan.entry, step)
+            if plan.made_first:
+                _become_command(plan, step)
+            be_born(plan.entry, step)
         _prepare(plan, step)
         if plan.init:
             run_under_init(plan.command, plan.channel, step)
@@ -80,6 +92,9 @@ def _take_place(plan: ChildPlan, step: Step) -> None:
         step("cgroup", "write", os.readlink(f"/proc/self/fd/{fd}"))
         os.write(fd, b"0")
         os.close(fd)
+    if plan.entry is not None:  # where others can see it, it has nothing that its caller had leaked to the launcher
+        ours = (plan.channel, plan.release, plan.entry.born, *(fd for _, fd in plan.entry.joins))
+        close_others({0, 1, 2, *ours, *(plan.stdio.fds if plan.stdio else ())})
 
 
 def _hide(step: Step) -> None:
@@ -104,7 +119,8 @@ def _prepare(plan: ChildPlan, step: Step) -> None:
     sources = None
     if plan.mounts is not None:  # while it may still read what its caller may
         sources = mounts.open_sources(plan.mounts, step)
-    become_maker(plan.identity, step)
+    if not plan.made_first:
+        become_maker(plan.identity, step)
     if plan.die_with_parent:  # after the change of ids, which clears it (prctl(2))
         _die_with_parent(plan, step)
     if plan.mounts is not None and sources is not None:
@@ -115,19 +131,31 @@ def _prepare(plan: ChildPlan, step: Step) -> None:
     if plan.hostname:
         step("hostname", "sethostname", plan.hostname)
         libc.sethostname(plan.hostname)
-    drop_bounding(plan.confinement, step)
-    if plan.identity.user is not None:
-        become_user(plan.identity, step)
-        if plan.die_with_parent:
+    if not plan.made_first:
+        _take_user(plan, step)
+        if plan.die_with_parent and plan.identity.user is not None:
             _die_with_parent(plan, step)
+    limit(plan.ulimits, step)
+    confine(plan.confinement, step)
+
+
+def _become_command(plan: ChildPlan, step: Step) -> None:
+    """Be CMD's user, with CMD's capabilities. The filter comes later: it may forbid the clone."""
+    become_maker(plan.identity, step)
+    _take_user(plan, step)
+    if plan.confinement.no_new_privileges or plan.confinement.filter is None:
+        confine(plan.confinement._replace(filter=None), step)
+
+
+def _take_user(plan: ChildPlan, step: Step) -> None:
+    drop_bounding(plan.confinement, step)
+    become_user(plan.identity, step)
     if plan.workdir:
         step("directory", "chdir", plan.workdir)
         if plan.foreign_root:  # not by /proc/self/fd to where a descriptor of ours leads
             os.fchdir(libc.openat2(libc.AT_FDCWD, plan.workdir, os.O_PATH | os.O_DIRECTORY, libc.RESOLVE_NO_MAGICLINKS))
         else:
             os.chdir(plan.workdir)
-    limit(plan.ulimits, step)
-    confine(plan.confinement, step)
 
 
 def _die_with_parent(plan: ChildPlan, step: Step) -> None:

@@ -31,15 +31,15 @@ class Entry(NamedTuple):
     offsets: bytes = b""
 
 
-def enter(plan: Entry, step: Step) -> None:
-    """Return in CMD's process, with all namespaces; this one ends. Raises OSError where `step` says."""
+def join(plan: Entry, step: Step) -> None:
+    """Be in the namespaces, but for pid and time, which are those of the next child. Raises OSError where `step` says."""
     offsets = -1
     if plan.offsets:  # while /proc is the one where we are "self"
         step("clock", "open", "/proc/self/timens_offsets")
         offsets = os.open("/proc/self/timens_offsets", os.O_WRONLY | os.O_CLOEXEC)
-    for join, fd in plan.joins:
-        step("join", "setns", join.word)
-        libc.setns(fd, join.kind.flag)
+    for each, fd in plan.joins:
+        step("join", "setns", each.word)
+        libc.setns(fd, each.kind.flag)
         os.close(fd)
     if plan.offsets:
         step("clock", "unshare(CLONE_NEWTIME)")
@@ -47,6 +47,10 @@ def enter(plan: Entry, step: Step) -> None:
         step("clock", "write", "/proc/self/timens_offsets")
         os.write(offsets, plan.offsets)
         os.close(offsets)
+
+
+def be_born(plan: Entry, step: Step) -> None:
+    """Return in CMD's process, with all namespaces; this one ends. From here on those who are in them can see it."""
     step("clone", "clone3")
     pid, _ = clone3(plan.flags, sibling=True)
     if pid:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from typing import Final, NamedTuple, NoReturn
@@ -11,6 +12,8 @@ from nsagent.launch.descriptors import close_on_exec_from
 from nsagent.launch.handshake import Step
 
 INTERPRETER: Final = "execve of its interpreter"  # the call that failed, where CMD itself is there
+_MOST_LINKS: Final = 40  # as the kernel's own MAXSYMLINKS
+_MOST_SCRIPTS: Final = 5  # one the interpreter of the other, exec_binprm()
 
 
 class Command(NamedTuple):
@@ -49,22 +52,47 @@ def execute(command: Command, step: Step) -> NoReturn:
 
 def _execve(path: bytes, command: Command) -> None:
     if command.real_path:
-        _refuse_links_of_proc(path)
-    os.execve(path, command.argv, command.environment)
+        _execute_real(path, command.argv, command.environment)
+    else:
+        os.execve(path, command.argv, command.environment)
 
 
-def _refuse_links_of_proc(path: bytes, depth: int = 4) -> None:
-    """Raise OSError(ELOOP) for a CMD, or an interpreter in its `#!` line, that is /proc/self/exe by whatever way.
+def _execute_real(path: bytes, argv: tuple[bytes, ...], environment: dict[bytes, bytes], scripts: int = _MOST_SCRIPTS) -> None:
+    """Execute a CMD that is not /proc/self/exe by whatever way, even if the job changes it meanwhile. ELOOP where it is.
 
-    That would be this interpreter, a file of the host's, as a program that the job controls: CVE-2019-5736.
+    That would be this interpreter, a file of the host's, as a program that the job controls: CVE-2019-5736. So a script is
+    looked up by us, and the kernel is asked for what is neither a symlink nor a script: see libc.execveat.
     """
-    fd = libc.openat2(libc.AT_FDCWD, os.fsdecode(path), os.O_RDONLY, libc.RESOLVE_NO_MAGICLINKS)
-    first = os.read(fd, 256).split(b"\n", 1)[0]
-    os.close(fd)
-    if first.startswith(b"#!") and depth:
-        words = first[2:].split()
-        if words:
-            _refuse_links_of_proc(words[0], depth - 1)
+    fd = libc.openat2(libc.AT_FDCWD, os.fsdecode(path), os.O_RDONLY | os.O_NONBLOCK, libc.RESOLVE_NO_MAGICLINKS)
+    try:
+        head = os.read(fd, 256)  # BINPRM_BUF_SIZE
+    finally:
+        os.close(fd)
+    if not head.startswith(b"#!"):
+        _execute_binary(path, argv, environment)
+    line = head[2:].partition(b"\n")[0].strip(b" \t")
+    interpreter = line.replace(b"\t", b" ").partition(b" ")[0]
+    argument = line[len(interpreter) :].strip(b" \t")  # one, however many words: execve(2)
+    if not os.access(path, os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    if not interpreter or not scripts:
+        raise OSError(errno.ELOOP if interpreter else errno.ENOEXEC, "its interpreter")
+    _execute_real(interpreter, (interpreter, *filter(None, (argument,)), path, *argv[1:]), environment, scripts - 1)
+
+
+def _execute_binary(path: bytes, argv: tuple[bytes, ...], environment: dict[bytes, bytes]) -> NoReturn:
+    """Execute what is at `path`; a symlink there is followed by name, which those of /proc/PID then do not lead out by."""
+    at = libc.AT_FDCWD
+    for _ in range(_MOST_LINKS):
+        directory, name = os.path.split(path)
+        at = libc.openat2(at, os.fsdecode(directory or b"."), os.O_PATH | os.O_DIRECTORY, libc.RESOLVE_NO_MAGICLINKS)
+        try:
+            libc.execveat(at, name, argv, environment)
+        except OSError as exc:
+            if exc.errno != errno.ELOOP:
+                raise
+        path = os.readlink(name, dir_fd=at)
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
 
 
 def _reset_signals(ignored: frozenset[int]) -> None:

@@ -82,6 +82,46 @@ def test_it_is_counted_and_limited_as_the_job(jobs: Jobs) -> None:
         assert Path(f"/proc/{record['pid']}").exists()  # the job itself goes on
 
 
+CATCH = """import ctypes, os
+ptrace = ctypes.CDLL(None).ptrace
+ptrace.argtypes = [ctypes.c_long] * 4
+SEIZE, INTERRUPT, DETACH, WALL = 0x4206, 0x4207, 17, 0x40000000
+known = {name for name in os.listdir("/proc") if name.isdecimal()}
+print("ready", flush=True)
+while True:
+    for name in {name for name in os.listdir("/proc") if name.isdecimal()} - known:
+        known.add(name)
+        if ptrace(SEIZE, int(name), 0, 0) == 0:
+            ptrace(INTERRUPT, int(name), 0, 0)
+            os.waitpid(int(name), WALL)
+            status = dict(line.rstrip("\\n").split(":\\t", 1) for line in open(f"/proc/{name}/status"))
+            fds = [os.readlink(f"/proc/{name}/fd/{fd}") for fd in os.listdir(f"/proc/{name}/fd")]
+            print(status["Name"], status["CapEff"], status["CapBnd"], status["NoNewPrivs"], *fds, flush=True)
+            ptrace(DETACH, int(name), 0, 0)
+"""
+
+
+def test_who_may_trace_gets_no_more_of_it_than_the_job_has(jobs: Jobs, tmp_path: Path) -> None:
+    """With CAP_SYS_PTRACE the job can look into the process before it is CMD: that had all of them, and what had leaked."""
+    leaked = os.open(tmp_path, os.O_PATH | os.O_DIRECTORY)
+    try:
+        with job(jobs, "--cap-add", "SYS_PTRACE", "--", "python3", "-c", CATCH) as (name, record):
+            own = status(Path(f"/proc/{record['pid']}/status").read_text())
+
+            def caught() -> list[list[str]]:
+                assert inside(jobs, name, "true", pass_fds=(leaked,)).returncode == 0
+                words = [line.split() for line in jobs.command("logs", name).stdout.splitlines()]
+                return [each for each in words if each[0] not in ("ready", "true")]
+
+            for _, effective, bounding, no_new_privs, *descriptors in support.wait_for(
+                caught, what="a process that is not CMD yet"
+            ):
+                assert (effective, bounding, no_new_privs) == (own["CapEff"], own["CapBnd"], "1")
+                assert str(tmp_path) not in descriptors
+    finally:
+        os.close(leaked)
+
+
 def test_what_it_is_given(jobs: Jobs) -> None:
     words = ["--ulimit", "nofile=77:99", "--nice", "7", "--oom-score-adj", "300"]
     words += ["--clean-env", "--env", "A=1", "--env", "PATH=/usr/bin:/bin", "--workdir", "/usr"]

@@ -93,6 +93,48 @@ def test_overwriting_the_launchers_program(jobs: Jobs, rootfs: Path) -> None:
     assert escapes(jobs, *words, "--init", "--privileged", script=program)
 
 
+def test_overwriting_the_program_of_exec_by_changing_what_it_looks_at(jobs: Jobs, rootfs: Path) -> None:
+    """A FIFO holds up who reads it, and is /proc/self/exe when it is executed; it was, before execveat(2) was asked."""
+    change = """import os
+os.mkfifo("/prog")
+os.chmod("/prog", 0o755)
+os.symlink("/proc/self/exe", "/new")
+open("/ready", "w").close()
+while True:
+    fd = os.open("/prog", os.O_WRONLY)
+    if os.path.lexists("/new"):
+        os.rename("/new", "/prog")
+    os.write(fd, b"x")
+    os.close(fd)
+"""
+    name, _ = jobs.detach("--rootfs", str(rootfs), *USR, "--", "python3", "-c", change)
+    try:
+        support.wait_for((rootfs / "ready").exists, what="a FIFO")
+        for _ in range(3):  # its own python is on a volume that is read-only
+            program = "import os; print('ESCAPED' * os.access('/proc/self/exe', os.W_OK))"
+            done = jobs.command("exec", name, "--", "/prog", "-c", program)
+            assert "ESCAPED" not in done.stdout, done
+    finally:
+        assert jobs.command("rm", "--force", name).returncode == 0
+
+
+def test_scripts_and_links_are_executed_as_the_kernel_does(jobs: Jobs, rootfs: Path) -> None:
+    words = ["--rootfs", str(rootfs), *USR, "--volume", f"{rootfs}/tmp:/scripts"]
+    (rootfs / "tmp" / "show").write_text("#! \t/bin/sh\t-e \nprintf '%s|' $0 \"$@\" $-\n")
+    (rootfs / "tmp" / "outer").write_text("#!/scripts/show one two\n")
+    (rootfs / "tmp" / "nothing").write_text("#!/nosuch\n")
+    for script in ("show", "outer", "nothing"):
+        (rootfs / "tmp" / script).chmod(0o755)
+    (rootfs / "tmp" / "link").symlink_to("../scripts/../scripts/show")
+    (rootfs / "tmp" / "loop").symlink_to("loop")
+    assert jobs.run(*words, "--", "/scripts/show", "a b").out == "/scripts/show|a b|e|"
+    assert jobs.run(*words, "--", "/scripts/link").out == "/scripts/link|e|"
+    assert jobs.run(*words, "--", "/scripts/outer", "x").out == "/scripts/show|one two|/scripts/outer|x|e|"
+    assert [jobs.run(*words, "--", f"/scripts/{name}").code for name in ("nothing", "loop", "none")] == [127, 126, 127]
+    (rootfs / "tmp" / "show").chmod(0o644)
+    assert jobs.run(*words, "--", "/scripts/show").code == 126
+
+
 def test_writing_what_the_kernel_obeys(jobs: Jobs, rootfs: Path) -> None:
     script = REWRITE.format("/proc/sys/kernel/core_pattern")
     root = ("--rootfs", str(rootfs), *USR)
