@@ -5,6 +5,7 @@ Gauges only: a job has no memory of its earlier runs. The counters over all runs
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import socket
@@ -103,7 +104,9 @@ def write_textfile(result: RunResult, directory: str) -> str:
     path = os.path.join(directory, f"nsagent_run_{word}.prom")
     hidden = os.path.join(directory, f".nsagent_run_{word}.{os.getpid()}.new")  # the collector takes what ends in .prom
     try:
-        with open(os.open(hidden, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), "w") as out:
+        with contextlib.suppress(FileNotFoundError):  # the directory may be another user's, who may have put a link there
+            os.unlink(hidden)
+        with open(os.open(hidden, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as out:
             out.write(exposition(result))
             os.fchmod(out.fileno(), _MODE)
         os.replace(hidden, path)

@@ -203,6 +203,15 @@ def test_sparklines() -> None:
     assert len(timeline.sparkline([1.0] * 121, width=60)) <= 60
 
 
+def test_metrics_of_a_run_go_into_no_file_that_another_user_put_there(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_text("precious")
+    other.chmod(0o600)
+    os.link(other, tmp_path / f".nsagent_run_job.{os.getpid()}.new")
+    assert "nsagent_run_exit_code" in Path(gauges.write_textfile(everything(), str(tmp_path))).read_text()
+    assert (other.read_text(), other.stat().st_mode & 0o777) == ("precious", 0o600)
+
+
 def test_metrics_of_a_run(tmp_path: Path) -> None:
     one = everything()
     path = gauges.write_textfile(one, str(tmp_path))
