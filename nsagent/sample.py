@@ -34,6 +34,7 @@ from nsagent.workloads import Workloads
 
 log = logging.getLogger(__name__)
 
+_FEW: Final = 1000
 GONE: Final = ("cpu_ns", "read_bytes", "write_bytes", "minor_faults", "major_faults")
 
 T = TypeVar("T")
@@ -272,6 +273,7 @@ class Ancestry:
         self._root = 0
         self._known: dict[int, tuple[str, int]] = self._load() if path else {}  # id: path, id of the parent
         self._born: set[int] = set()  # told of since the last sum: what they use may be in the next one only
+        self._written = 0  # lines of the file; 0: not this agent's
         self._plan: tuple[set[int], list[tuple[int, list[int]]]] | None = None  # what `_shares` says of those cgroups
 
     def learn(self, alive: dict[str, int]) -> None:
@@ -293,28 +295,40 @@ class Ancestry:
             self._known |= new
             self._plan = None
             if self._path:
-                self._save(self._path)
+                self._save(self._path, new)
 
     def _load(self) -> dict[int, tuple[str, int]]:
         """Return what an earlier agent of this boot knew; nothing where its file is not to be had or not understood."""
+        known: dict[int, tuple[str, int]] = {}
         try:
             with open(self._path or "", encoding="ascii") as file:
-                document = json.load(file)
-            if document["boot"] != _boot_id():
-                return {}
-            return {int(cgroup): (str(path), int(parent)) for cgroup, (path, parent) in document["known"].items()}
+                if json.loads(file.readline())["boot"] != _boot_id():
+                    return {}
+                for line in file:
+                    if not line.endswith("\n"):  # it was killed as it wrote
+                        break
+                    cgroup, path, parent = json.loads(line)
+                    known[int(cgroup)] = str(path), int(parent)
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             log.warning("event=ancestry_not_read path=%s reason=%s", self._path, error)
             return {}
+        return known
 
-    def _save(self, path: str) -> None:
+    def _save(self, path: str, new: Mapping[int, tuple[str, int]]) -> None:
+        """Write what is new behind the rest; all anew now and then, as what is not of use any more stays in the file."""
+        anew = not 0 < self._written <= 2 * len(self._known) + _FEW
+        place = f"{path}.new" if anew else path
+        lines = [json.dumps((cgroup, *known)) + "\n" for cgroup, known in (self._known if anew else new).items()]
         try:
-            with open(f"{path}.new", "w", encoding="ascii") as out:
-                json.dump({"boot": _boot_id(), "known": self._known}, out)
-            os.replace(out.name, path)
+            with open(place, "w" if anew else "a", encoding="ascii") as out:
+                out.writelines([json.dumps({"boot": _boot_id()}) + "\n", *lines] if anew else lines)
+            if anew:
+                os.replace(place, path)
+            self._written = len(lines) if anew else self._written + len(lines)
         except OSError as error:  # a restart will then give the root what is gone, an ordinary reset
+            self._written = 0
             log.debug("event=ancestry_not_saved path=%s reason=%s", path, error)
 
     def successor(self, cgroup: int) -> int:
@@ -323,6 +337,8 @@ class Ancestry:
             path, parent = self._known[cgroup]
             if self._alive.get(path) == cgroup:
                 return cgroup
+            if parent == cgroup:
+                break
             cgroup = parent
         return self._root or cgroup
 

@@ -125,13 +125,14 @@ class Tree:
         current = dict(known)
         too_long |= self._too_long[hierarchy.key]
         # A directory that is not known is below another of which something was heard.
-        for path in sorted(paths[number] for number, born in heard.items() if born and number in paths):
-            if path in current or path == (hierarchy.prefix or "/"):
-                below = path.rstrip("/") + "/"
-                for other in [other for other in current if other.startswith(below)]:
-                    del current[other]
-                too_long -= {other for other in too_long if other.startswith(below)}
-                current.update(walk(hierarchy, path, too_long))
+        about = sorted(paths[number] for number, born in heard.items() if born and number in paths)
+        children: dict[str, list[str]] = {path: [] for path in about}
+        for path in known:
+            if (above := self.parent(path)) in children:
+                children[above].append(path)
+        for path in about:
+            if path in current:
+                _look_into(hierarchy, path, [child for child in children[path] if child in current], current, too_long)
         self._too_long[hierarchy.key] = frozenset(too_long)
         return current
 
@@ -188,6 +189,31 @@ class Tree:
             del self.tombstones[path]
 
 
+def _look_into(hierarchy: Hierarchy, path: str, children: list[str], current: dict[str, int], too_long: set[str]) -> None:
+    """Bring `current`, the ids of a hierarchy by path, up to date with what is in one directory, of which it has `children`.
+
+    What is new there is walked; of what lies deeper in the others it is heard by itself.
+    """
+    try:
+        found = dict(_list(path, hierarchy.directory(path) or hierarchy.mountpoint))
+    except OSError:
+        found = {}  # removed meanwhile
+    gone = {child for child in children if found.get(child) != current[child]}
+    below = tuple(f"{child}/" for child in gone)
+    for other in [other for other in current if other in gone or other.startswith(below)] if gone else ():
+        del current[other]
+    too_long -= {other for other in too_long if Tree.parent(other) == path or other.startswith(below)}
+    for child in [child for child in found if child not in current]:
+        current.update(walk(hierarchy, child, too_long))
+
+
+def _list(path: str, place: str) -> Iterator[tuple[str, int]]:
+    """Yield (path, kernfs id) of the cgroups directly in a directory."""
+    prefix = path.rstrip("/")
+    with os.scandir(place) as entries:  # a path is one string, in however many hierarchies it is
+        yield from ((sys.intern(f"{prefix}/{e.name}"), e.inode()) for e in entries if e.is_dir(follow_symlinks=False))
+
+
 def walk(hierarchy: Hierarchy, top: str | None = None, too_long: set[str] | None = None) -> Iterator[tuple[str, int]]:
     """Yield (path, kernfs id) of every cgroup of a mounted hierarchy, or of `top` and below; parents first.
 
@@ -209,9 +235,7 @@ def walk(hierarchy: Hierarchy, top: str | None = None, too_long: set[str] | None
         yield path, status.st_ino
         if status.st_nlink == 2:
             continue
-        prefix = "" if path == "/" else path
         try:
-            with os.scandir(place) as entries:  # a path is one string, in however many hierarchies it is
-                pending += [(sys.intern(f"{prefix}/{e.name}"), e.path) for e in entries if e.is_dir(follow_symlinks=False)]
+            pending += [(child, place + child[len(path.rstrip("/")) :]) for child, _ in _list(path, place)]
         except OSError:
             continue

@@ -55,7 +55,7 @@ class Node:
 
     def __init__(self, config: AgentConfig, *, keep_history: bool = False) -> None:
         self.features: dict[str, str | None] = {}
-        self.ancestry = Ancestry(os.path.join(config.state_dir, "cgroups.json"))
+        self.ancestry = Ancestry(os.path.join(config.state_dir, "cgroups.jsonl"))
         self.layout = self._read_layout()
         falls = os.path.join(config.state_dir, "falls.json") if keep_history else None
         self.cgroups = NodeCgroups(self.layout, config.collectors_off, path=falls) if self.layout else None

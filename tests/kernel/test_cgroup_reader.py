@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -256,6 +258,44 @@ def test_watched_tree_equals_a_walk(layout: Layout, make: Callable[[str], Path])
                 path.mkdir()
             support.wait_for(equal, what="the same as a walk, in a moment in which nobody makes cgroups")
     finally:
+        tree.close()
+
+
+def test_what_lives_beside_a_birth_is_not_looked_at(
+    layout: Layout, make: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree, looked, number = Tree(layout, watched=True), list[str](), itertools.count()
+    try:
+        if not tree.is_watched:
+            support.require(condition=False, reason="fanotify on cgroup filesystems (6.7)")
+        siblings = [make(f"c{number}") for number in range(20)]
+        top = f"/{siblings[0].parent.name}"
+        tree.scan()
+        stat = os.stat
+
+        def counting(place: Any, **more: Any) -> os.stat_result:
+            looked.append(str(place))
+            return stat(place, **more)
+
+        def seen_alone() -> bool:
+            old, new = siblings.pop(), siblings[0].parent / f"new{next(number)}"
+            siblings.append(new)
+            tree.take_touched()
+            looked.clear()
+            old.rmdir()
+            new.mkdir()
+            tree.scan()
+            if None in tree.take_touched().values():
+                return False  # others did so much that the kernel has dropped events, and all was walked
+            there = [path.name for path in (old, new, siblings[0]) if f"{top}/{path.name}" in tree.cgroups]
+            assert there == [new.name, siblings[0].name]
+            assert [place for place in looked if f"{top}/" in place] == [f"{new}/."]
+            return True
+
+        monkeypatch.setattr(os, "stat", counting)
+        support.wait_for(seen_alone, what="a look at what has been told")
+    finally:
+        monkeypatch.undo()
         tree.close()
 
 

@@ -155,7 +155,7 @@ def test_folding_into_the_parent_changes_no_total() -> None:
 
 
 def test_a_restarted_agent_knows_whose_the_gone_were(tmp_path: Path) -> None:
-    file = tmp_path / "cgroups.json"
+    file = tmp_path / "cgroups.jsonl"
     flat = {2: used(1), 3: used(10)}
     tree = Ancestry(str(file))
     tree.learn({"/": 1, "/a": 2, "/a/\udcff": 3})
@@ -167,14 +167,27 @@ def test_a_restarted_agent_knows_whose_the_gone_were(tmp_path: Path) -> None:
     assert by_path(gone) == {"/a/\udcff": 10}
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"boot": "another", "known": {"3": ["/a/b", 2]}}', '{"boot": 1, "known": 5}'])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"boot": "another"}\n[3, "/a/b", 2]\n', "BOOT\n5\n", 'BOOT\n[3, "/a/b", 2]'])
 def test_a_file_of_another_boot_or_none_of_ours_is_nothing(tmp_path: Path, text: str) -> None:
-    file = tmp_path / "cgroups.json"
-    file.write_text(text)
+    file = tmp_path / "cgroups.jsonl"
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    file.write_text(text.replace("BOOT", json.dumps({"boot": boot})))
     tree = Ancestry(str(file))
     tree.learn({"/": 1, "/a": 2})
     assert by_path(tree.sum_up({3: used(10)})[0]) == {"/": 10, "/a": 0}
-    assert json.loads(file.read_text())["known"].keys() == {"1", "2"}
+    assert [json.loads(line) for line in file.read_text().splitlines()] == [{"boot": boot}, [1, "/", 1], [2, "/a", 1]]
+
+
+def test_what_is_new_is_written_behind_the_rest_until_most_of_it_is_of_no_use(tmp_path: Path) -> None:
+    file = tmp_path / "cgroups.jsonl"
+    tree, longest = Ancestry(str(file)), 0
+    for number in range(3000):  # each is gone when the next one is made
+        tree.learn({"/": 1, f"/{number}": number + 2})
+        tree.sum_up({})
+        lines = file.read_text().splitlines()
+        assert json.loads(lines[-1]) == [number + 2, f"/{number}", 1]
+        longest = max(longest, len(lines))
+    assert 1000 < longest < 1100
 
 
 def test_where_no_cgroup_is_known_everyone_succeeds_itself() -> None:
