@@ -291,13 +291,15 @@ int on_move(u64 *ctx)
 #define TASK_NOLOAD 0x0400
 #define TASK_FROZEN 0x8000
 
+#ifdef HAVE_task_struct___state
+#define STATE(task) ((task)->__state)
+#else
+#define STATE(task) ((task)->state)
+#endif
+
 INLINE void count_state(struct task_struct *task, struct nsagent_row *row)
 {
-#ifdef HAVE_task_struct___state
-	u64 state = task->__state;
-#else
-	u64 state = task->state;
-#endif
+	u64 state = STATE(task);
 	if (task->exit_state)
 		row->zombie++;
 	else if (state & TASK_INTERRUPTIBLE)
@@ -375,34 +377,62 @@ INLINE u64 bytes_of(s64 pages, u64 page)
 	return pages > 0 ? pages * page : 0;
 }
 
+/*
+ * The row that the last pass found a task in, 0 where it has to settle. Who sleeps and has used no CPU time since then has
+ * not run: it has used nothing, and a task changes its namespaces by running; its cgroup others change, and with that its
+ * css_set. Most tasks sleep, and to look here, in the order of pids, costs a tenth of a look at their storage. An address may
+ * be another task's by now, but not with the same bits of its pid, in the same css_set, and with the same nanoseconds.
+ */
+INLINE u64 seen_in(struct task_struct *task, struct nsagent_seen *seen, u64 epoch)
+{
+	if (seen->task != (u64)task || seen->set != (u64)task->cgroups || seen->cpu_ns != task->se.sum_exec_runtime ||
+	    seen->epoch != (u32)(epoch - 1) || !STATE(task) || task->exit_state)
+		return 0;
+	seen->epoch = epoch;
+	return seen->row;
+}
+
+/* Settle a task that a pass meets. Returns its row. */
+INLINE u64 settle_at_pass(struct task_struct *task, struct nsagent_seen *seen, u64 epoch)
+{
+	/* Never create storage for a released task: its free event may be past, and nothing would settle it again. */
+	struct nsagent_task *mine = task->sighand ? storage_of(task) : task_storage(TASKS, task, 0, 0);
+	if (!mine)
+		return ~0U; /* no row */
+	struct nsagent_context found = {};
+	u64 set = (u64)task->cgroups, cpu_ns = task->se.sum_exec_runtime, was = row_for(mine),
+	    entered_ns = mine->entered_ns;
+	barrier(); /* first: what changes from here on, the next pass finds changed */
+	u64 now = settle_to(task, mine, was, AT_PASS, &found);
+	note_unseen(task, mine, was, now, &found, entered_ns);
+	/* From its exit hook on, not from exit_state on: what a pass takes in between would be taken again at the free. */
+	if (task->exit_state || mine->told & NSAGENT_TOLD_EXIT)
+		keep_for_free(task, mine);
+	if (mine->last[NSAGENT_CPU_NS] >= cpu_ns) /* else another CPU is at its first settle */
+		*seen = (struct nsagent_seen){(u64)task, set, cpu_ns, now, epoch};
+	return now;
+}
+
 /* bpf_iter/task: settle every task, and sum the gauges of this pass. User space runs one pass at a time. */
 int on_pass(u64 *ctx)
 {
 	struct task_struct *task = (struct task_struct *)ctx[1];
 	if (!task)
 		return 0;
-	/* Never create storage for a released task: its free event may be past, and nothing would settle it again. */
-	struct nsagent_task *mine = task->sighand ? storage_of(task) : task_storage(TASKS, task, 0, 0);
-	if (!mine)
+	u32 place = (u32)task->pid % NSAGENT_SEEN;
+	struct nsagent_seen *seen = map_lookup(SEEN, &place);
+	if (!seen)
 		return 0;
 	/* Before settle: the verifier walks the loop over the CPUs once for each state it comes with. */
 	struct memory memory = {};
 	read_memory(task, &memory);
 	count(NSAGENT_STAT_PASSES);
-	/* Who has not run has used nothing, and changes its namespaces by running; its cgroup others change, and with that its
-	 * css_set. Most tasks sleep: this is what makes a pass cheap. */
-	u64 set = (u64)task->cgroups, was = row_for(mine), now = was;
-	if (mine->state != 2 || !was || mine->set != set || mine->last[NSAGENT_CPU_NS] != task->se.sum_exec_runtime) {
-		struct nsagent_context found = {};
-		u64 entered_ns = mine->entered_ns;
-		now = settle_to(task, mine, was, AT_PASS, &found);
-		note_unseen(task, mine, was, now, &found, entered_ns);
-		mine->set = set;
-	}
-	struct nsagent_row *row = row_at(now);
+	u64 epoch = configured(NSAGENT_CONFIG_EPOCH), index = seen_in(task, seen, epoch);
+	if (!index)
+		index = settle_at_pass(task, seen, epoch);
+	struct nsagent_row *row = row_at(forget(index));
 	if (!row)
 		return 0;
-	u64 epoch = configured(NSAGENT_CONFIG_EPOCH);
 	if (row->epoch != epoch) {
 		row->epoch = epoch;
 		row->threads = row->processes = 0;
@@ -410,9 +440,6 @@ int on_pass(u64 *ctx)
 		row->rss_anon_bytes = row->rss_file_bytes = row->rss_shmem_bytes = 0;
 		row->swap_bytes = row->pagetables_bytes = 0;
 	}
-	/* From its exit hook on, not from exit_state on: what a pass takes in between would be taken again at the free. */
-	if (task->exit_state || mine->told & NSAGENT_TOLD_EXIT)
-		keep_for_free(task, mine);
 	row->threads++;
 	if (task->pid == task->tgid)
 		row->processes++;

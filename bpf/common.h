@@ -55,6 +55,7 @@ enum nsagent_map {
 	NSAGENT_MAP_CGROUP_SCRATCH,
 	NSAGENT_MAP_LANE,
 	NSAGENT_MAP_OOM_KILLS,
+	NSAGENT_MAP_SEEN,
 };
 #define TASKS MAP(NSAGENT_MAP_TASKS)
 #define IDS MAP(NSAGENT_MAP_IDS)
@@ -75,6 +76,7 @@ enum nsagent_map {
 #define CGROUP_SCRATCH MAP(NSAGENT_MAP_CGROUP_SCRATCH)
 #define LANE MAP(NSAGENT_MAP_LANE)
 #define OOM_KILLS MAP(NSAGENT_MAP_OOM_KILLS)
+#define SEEN MAP(NSAGENT_MAP_SEEN)
 
 /* include/uapi/linux/bpf.h, enum bpf_func_id */
 static void *(*map_lookup)(void *map, const void *key) = (void *)1;

@@ -87,7 +87,6 @@ struct nsagent_task {
 	unsigned long long row;	  /* what the task uses next is charged here; NSAGENT_WAITING | n: see `context` */
 	unsigned long long told;  /* nsagent_told: which of its birth, exit and free are counted */
 	unsigned long long last[NSAGENT_COUNTERS];
-	unsigned long long set; /* the css_set that the last pass saw it in */
 	/* The traced system call it is in; `call` 0 is none, else nsagent_syscall + 1. */
 	unsigned long long call;
 	unsigned long long flags;
@@ -107,6 +106,17 @@ struct nsagent_task {
 
 /* Alone in `row`: `context` is being written. */
 #define NSAGENT_WAITING (1ULL << 63)
+
+/* What a pass has seen of a task; by the lowest bits of its pid. */
+struct nsagent_seen {
+	unsigned long long task; /* its address */
+	unsigned long long set;	 /* its css_set's */
+	unsigned long long cpu_ns;
+	unsigned int row;
+	unsigned int epoch; /* which pass it was */
+};
+
+#define NSAGENT_SEEN 65536
 
 /* What a thread had used when its process moved to another cgroup; valid for the task that started then. */
 struct nsagent_note {

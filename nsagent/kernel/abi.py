@@ -63,8 +63,12 @@ ROW_FIELDS: Final = (*COUNTERS, *EVENTS, "epoch", *GAUGES)
 KEY_WORDS: Final = 9  # cgroup id, then one (id << 32 | inum) a kind in alphabetical order
 ROW: Final = struct.Struct(f"={KEY_WORDS + len(ROW_FIELDS)}Q")
 
-# struct nsagent_task: state, row, told, last[], set, the six words of the call it is in, cred, ns[], changes, context.
-TASK_WORDS: Final = 3 + len(COUNTERS) + 7 + 1 + 8 + 1 + KEY_WORDS
+# struct nsagent_task: state, row, told, last[], the six words of the call it is in, cred, ns[], changes, context.
+TASK_WORDS: Final = 3 + len(COUNTERS) + 6 + 1 + 8 + 1 + KEY_WORDS
+
+# struct nsagent_seen, and how many there are
+SEEN_BYTES: Final = 32
+SEEN: Final = 65536
 
 # enum nsagent_config
 CONFIG: Final = (
@@ -153,5 +157,6 @@ def map_specs(rows: int, ring_bytes: int) -> dict[str, dict[str, Any]]:
         "cgroup_scratch": spec("array", 4, CGROUP_BYTES, 1),
         "lane": spec("array", 4, LANE.size, LANE_RECORDS, "mmapable"),
         "oom_kills": spec("lru_hash", 8, 8, 1024),
+        "seen": spec("array", 4, SEEN_BYTES, SEEN),
         "notes": spec("lru_hash", 8, 8 * (1 + len(COUNTERS)), 4096),
     }

@@ -88,7 +88,7 @@ def list_programs(machine: str) -> list[Program]:
 # In the order of enum nsagent_map of bpf/common.h: a marker carries the index.
 MAPS = ("tasks", "ids", "rows", "spare", "config", "stats", "generations", "events", "syscalls", "namespace_syscalls",
         "cpu_offsets", "here", "rates", "notes", "leaving", "cgroup_events",
-        "cgroup_scratch", "lane", "oom_kills")  # fmt: skip
+        "cgroup_scratch", "lane", "oom_kills", "seen")  # fmt: skip
 
 _MARKER = 0x4E53410000004D41
 _LD_IMM64, _CALL, _PSEUDO_KFUNC = 0x18, 0x85, 0x20

@@ -7,6 +7,7 @@ import re
 import resource
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -289,6 +290,36 @@ def test_memory_is_counted_once_however_many_threads(cgroup: AccountedCgroup, lo
     assert process.wait(120) == 0
     gone = cgroup.ours()
     assert (gone.threads, gone.rss_anon_bytes) == (0, 0)
+
+
+SLEEPER = """
+import ctypes, mmap
+memory = mmap.mmap(-1, 16 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+print(ctypes.addressof(ctypes.c_char.from_buffer(memory)), flush=True)
+input()
+"""
+
+
+def test_what_others_do_to_who_sleeps_is_in_the_next_pass(new_cgroup: NewCgroup) -> None:
+    first, second = new_cgroup("first"), new_cgroup("second")
+    process = first.run([sys.executable, "-I", "-S", "-c", SLEEPER])
+    assert process.stdout is not None
+    address = int(process.stdout.readline())
+    support.wait_for(lambda: first.ours().sleeping == 1)
+    slept = [first.ours() for _ in range(3)]  # from the second pass on it is known not to have run
+    assert {(ours.threads, ours.cpu_ns, ours.rss_anon_bytes) for ours in slept} == {(1, slept[0].cpu_ns, slept[0].rss_anon_bytes)}
+    for to, left in ((second, first), (first, second)):
+        (to.path / "cgroup.procs").write_text(str(process.pid))
+        assert (to.ours().sleeping, left.ours().sleeping) == (1, 0)
+        assert (to.ours().sleeping, left.ours().sleeping) == (1, 0)
+    with open(f"/proc/{process.pid}/mem", "wb", buffering=0) as memory:
+        memory.seek(address)
+        assert memory.write(b"x" * (16 << 20)) == 16 << 20
+    assert first.ours().rss_anon_bytes - slept[0].rss_anon_bytes == pytest.approx(16 << 20, abs=1 << 20)
+    assert first.ours().cpu_ns == slept[0].cpu_ns, "it has run meanwhile, and nothing was shown"
+    go_on(process)
+    assert process.wait(120) == 0
+    assert first.ours().threads == 0
 
 
 def test_io_equals_proc_pid_io(cgroup: AccountedCgroup, load: str, tmp_path: Path) -> None:
