@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tests import debian
@@ -29,7 +29,7 @@ def search_path() -> str:
 class Docker:
     """A running dockerd with its own containerd; its containers' cgroups are below the cgroup `name`."""
 
-    def __init__(self, directory: Path, path: str) -> None:
+    def __init__(self, directory: Path, path: str, flags: Sequence[str] = ("--storage-driver", "vfs")) -> None:
         self.name = unique_name("docker")
         self.socket = f"{directory}/d.sock"
         self._directory = directory
@@ -42,15 +42,18 @@ class Docker:
         self.process = subprocess.Popen(
             ["dockerd", "--config-file", str(directory / "daemon.json"), "--host", f"unix://{self.socket}",
              "--data-root", str(directory / "data"), "--exec-root", str(directory / "exec"), "--pidfile", str(directory / "pid"),
-             "--storage-driver", "vfs", "--exec-opt", "native.cgroupdriver=cgroupfs", "--cgroup-parent", f"/{self.name}",
+             *flags, "--exec-opt", "native.cgroupdriver=cgroupfs", "--cgroup-parent", f"/{self.name}",
              "--bridge=none", "--iptables=false", "--ip-forward=false", "--ip-masq=false", "--userland-proxy=false"],
             env=self._environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=(directory / "log").open("w"),
         )  # fmt: skip
 
-    def docker(self, *args: str, check: bool = True) -> str:
-        """Run docker(1) on it."""
-        done = subprocess.run(["docker", *args], env=self._environment, capture_output=True, text=True, check=False, timeout=120)
-        assert not check or done.returncode == 0, f"{args}: {done.stderr}\n{(self._directory / 'log').read_text()}"
+    def docker(self, *args: str, check: bool = True, deadline: float = 120) -> str:
+        """Run docker(1) on it; return its output, of `logs` also what went to standard error."""
+        argv, errors = ["docker", *args], subprocess.STDOUT if args[0] == "logs" else subprocess.PIPE
+        done = subprocess.run(
+            argv, env=self._environment, stdout=subprocess.PIPE, stderr=errors, text=True, check=False, timeout=deadline
+        )
+        assert not check or done.returncode == 0, f"{args}: {done.stdout}{done.stderr}\n{(self._directory / 'log').read_text()}"
         return done.stdout.strip()
 
     def wait_ready(self) -> None:
@@ -83,13 +86,16 @@ class Docker:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        for line in Path("/proc/self/mountinfo").read_text().splitlines():  # it leaves the network namespace of --network host
+            if line.split(" ")[4].startswith(f"{self._directory}/"):
+                subprocess.run(["umount", line.split(" ")[4]], check=True)
         remove_cgroups(self.name)
 
 
 @contextlib.contextmanager
-def running(directory: Path) -> Iterator[Docker]:
-    """Run a dockerd below `directory` (its path must be short: sockets)."""
-    engine = Docker(directory, search_path())
+def running(directory: Path, *flags: str) -> Iterator[Docker]:
+    """Run a dockerd below `directory` (its path must be short: sockets). The driver vfs works on any file system, and copies."""
+    engine = Docker(directory, search_path(), flags or ("--storage-driver", "vfs"))
     try:
         engine.wait_ready()
         yield engine

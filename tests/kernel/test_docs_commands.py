@@ -52,6 +52,24 @@ NOT_RUN: dict[str, str] = {
     **dict.fromkeys(["nsagent enter train --join-cgroup -- gdb -p 1", "nsagent exec -t web -- bash"], "somebody must type"),
     **dict.fromkeys(["nsagent tour", "nsagent tour pid cgroup", "nsagent tour --yes"], _TOUR),
     **dict.fromkeys(["nsagent tour --lang zh", "nsagent tour --lang zh net"], _TOUR),
+    **dict.fromkeys(
+        [
+            "docker build -f deploy/image/Containerfile -t registry.example/nsagent:0.1.0 .",
+            "docker push registry.example/nsagent:0.1.0",
+        ],
+        "there is no registry: tests/engine/test_image.py builds the image and runs it",
+    ),
+    **dict.fromkeys(
+        [
+            "kubectl create namespace nsagent",
+            "kubectl label namespace nsagent pod-security.kubernetes.io/enforce=privileged",
+            "helm install nsagent deploy/helm/nsagent --namespace nsagent --set image.repository=registry.example/nsagent",
+            "kubectl apply --server-side -k .",
+            "kubectl -n nsagent rollout status daemonset/nsagent",
+            "kubectl -n nsagent exec daemonset/nsagent -- nsagent doctor",
+        ],
+        "there is no cluster: tests/unit/test_kubernetes.py renders what these apply",
+    ),
     "nsagent trace --cgroup /docker": "there is no docker here: tests/engine has one",
 }  # fmt: skip
 if not Path("/sys/fs/cgroup/cpu").is_dir():
