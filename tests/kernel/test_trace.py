@@ -33,6 +33,15 @@ class Stream:
         self.kernel = events
         self.seen: list[SyscallEvent] = []
 
+    def settled(self, attached: Attached, pid: int) -> list[SyscallEvent]:
+        """What passes tell of a process that goes to sleep: while it runs, the kernel has not added up what it used."""
+
+        def told() -> list[SyscallEvent]:
+            attached.settle()
+            return self.of(pid)
+
+        return support.wait_for(told, what="a pass that finds the change")
+
     def of(self, pid: int) -> list[SyscallEvent]:
         self.seen += self.kernel.read()
         return [event for event in self.seen if event.pid == pid]
@@ -230,8 +239,7 @@ def test_a_call_the_hooks_do_not_see_is_reported_all_the_same(fresh: Attached, c
     assert process.stdout is not None
     if process.stdout.readline() != "ready\n":
         pytest.skip("this kernel does not run 32-bit system calls")
-    fresh.settle()
-    (event,) = stream.of(process.pid)
+    (event,) = stream.settled(fresh, process.pid)
     assert (event.syscall, event.via, event.result) == ("unseen", "unseen", "ok")
     assert [(kind, old.inum, new.inum) for kind, old, new in event.changes] == [
         ("uts", inum, os.stat(f"/proc/{process.pid}/ns/uts").st_ino)
@@ -242,6 +250,7 @@ def test_a_call_the_hooks_do_not_see_is_reported_all_the_same(fresh: Attached, c
     stream.kernel.close()
 
 
+@pytest.mark.slow  # it has been seen to wait for ever on a machine with hundreds of processes of others; found out why, it may go
 def test_a_call_the_hooks_do_not_see_is_reported_while_no_row_is_left(cgroup: AccountedCgroup, cache_dir: str, load: str) -> None:
     """Of two processes: one that had a row when the last was taken, one born after."""
     pins = f"{mounts.BPFFS}/{support.unique_name('kernel')}"
@@ -268,9 +277,8 @@ def test_a_call_the_hooks_do_not_see_is_reported_while_no_row_is_left(cgroup: Ac
                 assert process.stdout is not None
                 if process.stdout.readline() != "ready\n":
                     pytest.skip("this kernel does not run 32-bit system calls")
-                for _ in range(2):  # told once
-                    small.settle()
-                (event,) = stream.of(process.pid)
+                stream.settled(small, process.pid)
+                (event,) = stream.settled(small, process.pid)  # told once
                 assert event.via == "unseen"
                 assert [(kind, old.inum, new.inum) for kind, old, new in event.changes] == [
                     ("uts", inum, os.stat(f"/proc/{process.pid}/ns/uts").st_ino)
