@@ -91,7 +91,7 @@ class Prometheus:
 
     def failures(self) -> list[str]:
         """Return why scrapes failed, but for those that took too long: how long is a matter of the machine."""
-        reasons = re.findall(r'msg="Scrape failed".* err="(.*?)"', self._log.read_text())
+        reasons = re.findall(r'msg="Scrape failed".* err="((?:[^"\\]|\\.)*)"', self._log.read_text())
         return [reason for reason in reasons if "deadline exceeded" not in reason and "503 Service Unavailable" not in reason]
 
     def own(self, name: str) -> float:
