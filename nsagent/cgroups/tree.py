@@ -10,11 +10,14 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from nsagent.cgroups.changes import Changes
 from nsagent.cgroups.layout import Hierarchy, Layout
 from nsagent.cgroups.stats import CgroupStats
+from nsagent.errors import NsagentError
+
+_WANT: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})  # says nothing of what is there
 
 
 class Cgroup(NamedTuple):
@@ -81,9 +84,10 @@ class Tree:
         """Find what is new, what ended and what was recreated under its path.
 
         A watched hierarchy of which nothing was heard since the last scan is not looked at, and where something was heard only
-        the directories that it was about are listed; any other is walked.
+        the directories that it was about are listed; any other is walked. Raises NsagentError where this process has no more
+        descriptors or memory for it; all is walked then the next time.
         """
-        before = self._ids
+        before, self._ids = self._ids, {}
         self._ids = {h.key: self._look(h, before.get(h.key)) for h in self.layout.hierarchies}
         if self._scanned == self.generation and all(self._ids[key] is before.get(key) for key in self._ids):
             self._expire()
@@ -196,8 +200,8 @@ def _look_into(hierarchy: Hierarchy, path: str, children: list[str], current: di
     """
     try:
         found = dict(_list(path, hierarchy.directory(path) or hierarchy.mountpoint))
-    except OSError:
-        found = {}  # removed meanwhile
+    except OSError as error:
+        found = _nothing(error, path)
     gone = {child for child in children if found.get(child) != current[child]}
     below = tuple(f"{child}/" for child in gone)
     for other in [other for other in current if other in gone or other.startswith(below)] if gone else ():
@@ -205,6 +209,13 @@ def _look_into(hierarchy: Hierarchy, path: str, children: list[str], current: di
     too_long -= {other for other in too_long if Tree.parent(other) == path or other.startswith(below)}
     for child in [child for child in found if child not in current]:
         current.update(walk(hierarchy, child, too_long))
+
+
+def _nothing(error: OSError, path: str) -> dict[str, int]:
+    """Return what is in a directory that was removed meanwhile, or may not be read. Raises NsagentError, see `Tree.scan`."""
+    if error.errno in _WANT:
+        raise NsagentError(f"{path}: {error.strerror}") from error
+    return {}
 
 
 def _list(path: str, place: str) -> Iterator[tuple[str, int]]:
@@ -231,11 +242,12 @@ def walk(hierarchy: Hierarchy, top: str | None = None, too_long: set[str] | None
         except OSError as error:
             if error.errno == errno.ENAMETOOLONG and too_long is not None:
                 too_long.add(path)
-            continue  # removed meanwhile
+            _nothing(error, path)
+            continue
         yield path, status.st_ino
         if status.st_nlink == 2:
             continue
         try:
             pending += [(child, place + child[len(path.rstrip("/")) :]) for child, _ in _list(path, place)]
-        except OSError:
-            continue
+        except OSError as error:
+            _nothing(error, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import shutil
@@ -15,6 +16,7 @@ from nsagent.cgroups.pace import BOUNDS_S, Pace
 from nsagent.cgroups.reader import Reader
 from nsagent.cgroups.stats import CgroupStats, CpuStats, PidsStats, Pressure
 from nsagent.cgroups.tree import Cgroup, Tree, walk
+from nsagent.errors import NsagentError
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures" / "cgroups"
 
@@ -148,6 +150,24 @@ def test_union_by_path_with_an_id_a_hierarchy(host: Host) -> None:
     assert set(host.tree.cgroups["/a"].ids) == {"v2", "pids"}
     assert set(host.tree.cgroups["/c"].ids) == {"v2"}
     assert host.tree.cgroups["/a/b"] == Cgroup("/a/b", {"pids": (host.pids / "a/b").stat().st_ino})
+
+
+def test_no_descriptor_left_is_told_and_ends_no_cgroup(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    host.make("a/b")
+    host.tree.scan()
+
+    def none_left(*_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "scandir", none_left)
+        with pytest.raises(NsagentError, match=r"^/: Too many open files$"):
+            host.tree.scan()
+    assert {"/a", "/a/b"} <= host.tree.cgroups.keys()
+    host.make("a/c")
+    host.tree.scan()
+    assert {"/a", "/a/b", "/a/c"} <= host.tree.cgroups.keys()
+    assert not host.tree.tombstones
 
 
 def test_tombstone_keeps_the_last_stats_and_expires(host: Host) -> None:
