@@ -327,10 +327,10 @@ class _Launch:
                 idmaps.write(pid, maps)
             self._notes += tuning.prepare(pid, spec.tuning, best_effort=spec.best_effort)
             self._register(pid, prepare.given(plan, spec))
-            os.write(release, RELEASE)
-            if self._group is not None:  # while CMD begins: what its end will need
-                import nsagent.cgroups.reader  # noqa: F401
             with self._alarms(supervisor) as alarms:
+                os.write(release, RELEASE)
+                if self._group is not None:  # while CMD begins: what its end will need
+                    import nsagent.cgroups.reader  # noqa: F401
                 ending = supervisor.wait(alarms)
             wall_ns = time.monotonic_ns() - started
             io, run_queue_ns = measure.read_task_io(pid), measure.read_run_queue(pid)  # of the zombie, before it is waited for
@@ -345,7 +345,7 @@ class _Launch:
 
     @contextlib.contextmanager
     def _alarms(self, supervisor: Supervisor) -> Iterator[list[Alarm]]:
-        """Return what is to be done while CMD runs: end it in time, and watch what it uses."""
+        """Return what is to be done while CMD runs: end it in time, and watch what it uses. CMD waits for its release now."""
         spec, now_ns, alarms = self._spec, time.monotonic_ns(), []
         if spec.timeout_ns is not None:
             reason = f"stopped after its timeout of {spec.timeout_ns / 1e9:g} s"
@@ -361,7 +361,7 @@ class _Launch:
                 alarms.append(self._watch.begin(meter, now_ns))
             if spec.sample_ns:
                 self._recorder = Recorder(meter, spec.sample_ns, now_ns)
-                alarms.append(Alarm(now_ns, self._recorder.take))
+                alarms.append(Alarm(now_ns + spec.sample_ns, self._recorder.take))
             if spec.cpu_timeout_ns:
                 alarms.append(Alarm(now_ns, CpuTimeout(meter, spec.cpu_timeout_ns, supervisor.stop).ring))
             yield alarms

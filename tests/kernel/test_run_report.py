@@ -73,6 +73,7 @@ def test_a_timeline_says_when(jobs: Jobs) -> None:
     assert times["elapsed_ns"] == sorted(times["elapsed_ns"])
     assert times["cpu_ns"] == sorted(times["cpu_ns"])
     assert times["interval_ns"] == 20_000_000
+    assert times["elapsed_ns"][0] == 0 < times["cpu_ns"][0]  # what setting it up took is before CMD's start
     assert 0 <= report["usage"]["cpu_ns"] - times["cpu_ns"][-1] < 50_000_000
     assert max(idle) < 32 << 20 < 64 << 20 <= max(times["memory_bytes"])
     _, argv = jobs.argv("--sample", "20ms", "--", "sleep", "0.1", report=False)

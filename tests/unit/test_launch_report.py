@@ -96,7 +96,7 @@ def everything() -> report.RunResult:
         pids=PidsStats(peak=4),
         pressure=PressureStats({"cpu": Pressure(10**8, 0), "io": Pressure(0, 0), "irq": Pressure(None, 5)}),
     )
-    times = timeline.Timeline(10**9, (10**9, 2 * 10**9), (2 * 10**8, 10**9), (1 << 20, None))
+    times = timeline.Timeline(10**9, (0, 10**9, 2 * 10**9), (10**7, 21 * 10**7, 101 * 10**7), (0, 1 << 20, None))
     return result(measure.with_cgroup(waited, stats), cpus=2.0, timeline=times, notes=("a note",))
 
 
@@ -118,7 +118,7 @@ def test_everything_is_there() -> None:
         "pressure    some task waited for cpu 0.100 s\n",
         "oom         2 killed",
         "cpu / time  \u2583\u2588 up to 0.80 CPUs, every 1 s",
-        "mem / time  \u2588  up to 1.0 MiB",
+        "mem / time  \u2581\u2588  up to 1.0 MiB",
         "namespaces  pid 4026532001",
         "note        a note",
     ):
@@ -132,7 +132,7 @@ def test_everything_is_there() -> None:
     assert usage["io_devices"] == disks
     assert usage["pressure"]["irq"] == {"stalled_ns": 5}
     assert (parsed["cpus"], parsed["cpu_efficiency"]) == (2.0, 0.25)
-    assert parsed["timeline"]["memory_bytes"] == [1 << 20, None]
+    assert parsed["timeline"]["memory_bytes"] == [0, 1 << 20, None]
     assert parsed["namespaces"]["pid"] == {"inum": 4026532001, "new": True, "joined": False, "id": 7}
     assert parsed["namespaces"]["user"] == {"inum": 4026531837, "new": False, "joined": False}
 
@@ -168,10 +168,10 @@ def test_usable_cpus(limits: Limits, cpus: float) -> None:
 
 
 class Steady:
-    """A meter of one CPU that is always busy, whose memory is largest at every odd reading."""
+    """A meter of one CPU that is always busy after 9 ms of set-up, whose memory is largest at every odd reading."""
 
     def __init__(self) -> None:
-        self.readings = 0
+        self.readings = 8
 
     def cpu_ns(self) -> int:
         self.readings += 1
@@ -188,11 +188,26 @@ def test_a_long_timeline_stays_short_and_exact() -> None:
         assert due % recorder.interval_ns == 0
         due = recorder.take(due)
     found = recorder.timeline()
-    assert len(found.elapsed_ns) == timeline.MOST_POINTS // 2
+    assert len(found.elapsed_ns) == timeline.MOST_POINTS // 2 + 1
     assert found.interval_ns == 2 * 10**6
-    assert (found.elapsed_ns[-1], found.cpu_ns[-1]) == (timeline.MOST_POINTS * 10**6, timeline.MOST_POINTS * 10**6)
+    assert (found.elapsed_ns[0], found.cpu_ns[0]) == (0, 9 * 10**6)
+    assert (found.elapsed_ns[-1], found.cpu_ns[-1]) == (timeline.MOST_POINTS * 10**6, (timeline.MOST_POINTS + 9) * 10**6)
     assert set(found.memory_bytes) == {2}
     assert found.cores() == [1.0] * (timeline.MOST_POINTS // 2)
+
+
+def test_no_interval_is_too_short_for_a_rate() -> None:
+    """A reading late by most of an interval, and the last one, stand closely before the next; the total lags by up to a tick."""
+    recorder = timeline.Recorder(Steady(), 10**6, 0)  # type: ignore[arg-type]
+    assert recorder.take(10**6) == 2 * 10**6
+    assert recorder.take(2_990_000) == 3 * 10**6
+    assert recorder.take(3 * 10**6) == 4 * 10**6
+    recorder.take(3_400_000)
+    found = recorder.timeline()
+    assert (found.elapsed_ns, found.cpu_ns) == ((0, 10**6, 3_400_000), (9 * 10**6, 10 * 10**6, 13 * 10**6))
+    assert found.cores() == [1.0, 1.25]
+    unknown = timeline.Timeline(1, (0, 1, 2, 3), (None, 5, 6, None), (None,) * 4)
+    assert unknown.cores() == [None, 1.0, None]
 
 
 def test_sparklines() -> None:
