@@ -72,7 +72,7 @@ def _walk(command: click.Command, context: click.Context) -> Iterator[Page]:
     yield Page(
         context.command_path,
         " ".join([context.command_path, *command.collect_usage_pieces(context)]),
-        tuple(_blocks(command.help or "")),
+        tuple(_blocks(inspect.cleandoc(command.help or ""))),
         tuple(_option(each) for each in command.params if isinstance(each, click.Option) and not each.hidden),
         tuple(_blocks(command.epilog or "")),
         tuple(children),
@@ -83,7 +83,7 @@ def _walk(command: click.Command, context: click.Context) -> Iterator[Page]:
 
 def _blocks(text: str) -> Iterator[Block]:
     """Take prose and examples apart: indented lines are examples, and what stands before them in their paragraph is prose."""
-    for paragraph in inspect.cleandoc(text.replace("\b\n", "")).split("\n\n"):
+    for paragraph in text.replace("\b\n", "").strip().split("\n\n"):
         lines = paragraph.splitlines()
         prose = [line for line in lines if not line.startswith("  ")]
         examples = [line[2:] for line in lines if line.startswith("  ")]

@@ -8,7 +8,6 @@ or raises; epilogs keep their line breaks. Each option has a variable NSAGENT_<C
 from __future__ import annotations
 
 import importlib
-import inspect
 import os
 from collections.abc import Sequence
 
@@ -57,7 +56,7 @@ NSAGENT_DEBUG=1 shows the Python traceback of an internal error.
 def keep_lines(command: click.Command) -> click.Command:
     """Make `command` and its subcommands print their epilog as written: click would join its lines."""
     if command.epilog and "\b" not in command.epilog:
-        command.epilog = "\b\n" + inspect.cleandoc(command.epilog).replace("\n\n", "\n\n\b\n")
+        command.epilog = "\b\n" + command.epilog.strip().replace("\n\n", "\n\n\b\n")  # which has no margin
     for child in getattr(command, "commands", {}).values():
         keep_lines(child)
     return command

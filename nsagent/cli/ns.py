@@ -56,7 +56,8 @@ def ns() -> None:
 Examples:
   nsagent ns list
   nsagent ns list --kind net
-  nsagent ns list -o json | jq '.[] | select(.processes == 0) | .kept_by'    what keeps those without a process""",
+  nsagent ns list -o json | jq '.namespaces[] | select(.processes == 0) | .kept_by'
+                                       what keeps those without a process""",
 )
 @_KIND
 @_options

@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -82,12 +83,18 @@ BEFORE: dict[str, str] = {
     "nsagent wait nightly && echo good": "nsagent run -d --name nightly -- true",
     "nsagent wait $(nsagent ps -q)": "nsagent run -d -- sleep 20; nsagent stop train",
     "nsagent rm nightly": "nsagent run --name nightly -- true",
+    "nsagent inspect nightly | jq .report.usage.cpu_ns": "nsagent rm --force nightly; nsagent run --name nightly -- true",
     "nsagent resume nightly": "nsagent run -d --name nightly -- sleep 600 && nsagent pause nightly",
 }
 _QUICK = [page for page in docs.pages() if page.name != "commands.md"]
 _ASKS_FOR_JOBS = re.compile(rf"4242|4026532182|/nsagent\b|\b({'|'.join(_JOBS)}|train)\b")
 _PROGRAMS = ("server", "client", "one", "two", "sort", "nightly", "train", "backup", "check")
 _FOR_EVER = re.compile(r"nsagent (agent|trace)(?! .*(--check|--dry-run|--count))")
+
+_JQ = sorted({each.text for each in docs.walk_commands() if "| jq" in each.text})
+_PRINT_SOMETHING = re.compile(
+    r"nsagent (ns (list|show|diff)|bpf status|inspect)"
+)  # of the others some hosts have nothing to tell
 
 
 def blocks(slow: bool) -> dict[str, list[str]]:
@@ -237,6 +244,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         "/var/lib/prometheus/node-exporter": f"{path}/lib", "/var/lib/node_exporter": f"{path}/lib",
         "/var/log/nsagent": f"{path}/log", "/run/nsagent/http.sock": f"{path}/http.sock",
         "--parent batch": f"--parent {group}", "/cpu/batch": f"/cpu/{group}", "net:blue": f"net:{network}",
+        "net:4026531840": f"net:{os.stat('/proc/self/ns/net').st_ino}",  # that of every boot, but not in a container
         "ns diff 1 ": f"ns diff {os.getpid()} ",  # of PID 1 some machines let nobody read
     }  # fmt: skip
     subprocess.run(["ip", "netns", "add", network], check=True)
@@ -281,3 +289,15 @@ def test_commands_of_a_page(world: World, block: str) -> None:
 @pytest.mark.parametrize("block", blocks(slow=True))
 def test_examples_of_the_help(world: World, block: str) -> None:
     _run(world, blocks(slow=True)[block])
+
+
+@pytest.mark.parametrize("text", _JQ)
+def test_a_filter_fits_the_document(world: World, text: str) -> None:
+    """jq fails on a list that is none, and prints null for a key that is not there. Its exit code is that of the command."""
+    support.require(shutil.which("jq"), "jq is not installed")
+    world.begin([text])
+    world.prepare(text)
+    done = world.run(text)
+    assert done.returncode == 0, done.stderr
+    assert "null" not in done.stdout.splitlines()
+    assert done.stdout or not _PRINT_SOMETHING.match(text)

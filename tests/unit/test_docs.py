@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from nsagent.kernel import features
-from tests.support import ROOT, require
+from tests.support import ROOT, require, run_nsagent
 from tools import commands
 
 DOCS = ROOT / "docs"
@@ -52,6 +52,19 @@ def test_the_commands_are_those_of_the_help() -> None:
     assert (DOCS / "commands.md").read_text(encoding="utf-8") == commands.to_markdown(), (
         "run: .venv/bin/python -m tools.commands markdown > docs/commands.md"
     )
+
+
+def test_examples_are_blocks_and_not_prose() -> None:
+    pages = list(commands.walk_pages())
+    prose = [(page.name, block.text) for page in pages for block in (*page.help, *page.epilog) if not block.examples]
+    assert [name for name, text in prose if text.startswith("Examples") or re.search(r"\bnsagent .* nsagent ", text)] == []
+    examples = {page.name: block.text for page in pages for block in page.epilog if block.examples}
+    assert len(examples) > 20
+    assert examples["nsagent ns diff"].startswith("nsagent ns diff $$ 4242\nnsagent ns diff 1 ")
+
+
+def test_the_help_indents_examples() -> None:
+    assert "\n    nsagent ns diff $$ 4242\n" in run_nsagent("ns", "diff", "--help").stdout
 
 
 def test_every_manual_page_has_its_name_and_its_options(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_is_a_command_line_of_nsagent(command: str, tmp_path: Path, monkeypatch:
     (tmp_path / "agent.toml").write_text('listen = "127.0.0.1:0"\n')
     (tmp_path / "nightly.toml").write_text('command = ["true"]\n')
     monkeypatch.chdir(tmp_path)  # files that are read as soon as they are named
-    for words in simple_commands(command.replace("/etc/nsagent/agent.toml", "agent.toml")):
+    for words in simple_commands(command.replace("/etc/nsagent/agent.toml", "agent.toml").replace("$$", "4242")):
         parse(words)
 
 
