@@ -165,7 +165,7 @@ def _check(ctx: click.Context, settings: config.AgentConfig) -> None:
             webconfig.read(settings.web_config_file)
         except NsagentError as error:
             raise UsageError(error.message, hint=error.hint) from error
-    click.echo("ok")
+    click.echo("# ok")  # a comment, so that all of it is a file for --config
     for parameter in ctx.command.params:
         name, value = parameter.opts[0].removeprefix("--"), ctx.params.get(str(parameter.name))
         if name in ("config", "check", "dry-run", "help") or value is None:

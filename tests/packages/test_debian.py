@@ -108,7 +108,7 @@ def test_installed_it_does_its_whole_job(root: roots.Root) -> None:
     assert "exited with 0" in done.stderr
     assert "seccomp" not in done.stderr  # a filter that cannot be compiled is a note
     assert root.good("dpkg-query -W -f '${Conffiles}' nsagent").split()[0] == "/etc/nsagent/agent.toml"
-    assert root.good("nsagent agent --config /etc/nsagent/agent.toml --check").startswith("ok")
+    assert root.good("nsagent agent --config /etc/nsagent/agent.toml --check").startswith("# ok")
 
 
 def test_manual_pages_and_completions(root: roots.Root) -> None:

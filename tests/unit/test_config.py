@@ -146,12 +146,14 @@ def test_check_says_what_it_would_be_and_starts_nothing(tmp_path: Path) -> None:
     code, output, errors = check(*flags, "--listen", ":0")
     assert (code, errors) == (0, "")
     first, *lines = output.splitlines()
-    assert first == "ok"
+    assert first == "# ok"
     assert {'retain = "5m"  # file', 'listen = ":0"  # flag', "rate = 7  # variable", "ephemeral = false"} <= set(lines)
     assert tomllib.loads("\n".join(lines))["finding-off"] == ["orphan"]
     again = tmp_path / "again.toml"
-    again.write_text("\n".join(lines))
-    assert check("--config", str(again))[0] == 0, "what it prints is a file it takes"
+    again.write_text(output)
+    code, output, errors = check("--config", str(again))
+    assert (code, errors) == (0, ""), "what it prints is a file it takes"
+    assert {'retain = "5m"  # file', 'listen = ":0"  # file'} <= set(output.splitlines())
     assert not state.exists()
 
 
