@@ -225,5 +225,5 @@ def history_row(record: Mapping[str, Any]) -> tuple[object, ...]:
     return (
         record["kind"], record["inum"], record["id"], record["state"], created,
         made and f"{printable(made['comm'])}({made['pid']})", made and name_of(made["from"]), record["joins"],
-        ended and clock(ended["by"]), members,
+        ended and ("" if ended["after"] == ended["by"] else "≤ ") + str(clock(ended["by"])), members,
     )  # fmt: skip

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from nsagent.cli import ns_text
 from nsagent.cli.ns import _record_of, _rows
 from nsagent.inventory import Inventory, Seen
 from nsagent.namespaces import NamespaceId, NamespaceKind
@@ -52,3 +53,13 @@ def test_usage_is_of_the_same_namespace(number: int, cpu: int | None) -> None:
     answer = {"namespaces": [record(2, "live") | {"usage": {"threads": 1, "cpu_ns": 7}}]}
     (row,) = _rows(inventory, answer)
     assert (row["usage"] and row["usage"]["cpu_ns"]) == cpu
+
+
+@pytest.mark.parametrize(("after", "sign"), [(100.0, "≤ "), (None, "≤ "), (200.0, "")])
+def test_the_table_says_where_an_end_is_a_bound(after: float | None, sign: str) -> None:
+    told = {"id": 7, "state": "ended", "created": None, "existed": True, "members": [], "joins": 0}
+    ended = {"after": after, "by": 200.0, "how": "exit"}
+    row = ns_text.history_row({"kind": "uts", "inum": 5000, **told, "ended": ended})
+    assert dict(zip(ns_text.HISTORY_HEAD, row, strict=True))["ENDED"] == f"{sign}{ns_text.clock(200.0)}"
+    alive = ns_text.history_row({"kind": "uts", "inum": 5000, **told, "ended": None})
+    assert alive[ns_text.HISTORY_HEAD.index("ENDED")] is None
