@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import sys
 from collections.abc import Callable
 
 from nsagent.errors import NsagentError, addressed
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def guarded(act: Callable[[], object]) -> int:
@@ -23,8 +27,24 @@ def guarded(act: Callable[[], object]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit complains again
         return 141
     except Exception as exc:
+        if isinstance(exc, OSError) and _is_of_output(exc):
+            return fail(f"standard output: {exc.strerror}", "", 125)
         return report_bug(exc)
     return result if isinstance(result, int) else 0
+
+
+def _is_of_output(exc: OSError) -> bool:
+    """Tell whether `exc` is of a write to standard output: no other write leaves its module as an OSError, and it fails again.
+
+    Not where all was handed to the kernel at once, so that nothing is left to flush: hence what says that a disk is full.
+    """
+    if sys.stdout is None:
+        return False
+    try:
+        sys.stdout.flush()
+    except OSError as again:
+        return again.errno == exc.errno
+    return exc.filename is None and exc.errno in _FULL
 
 
 def fail(message: str, hint: str, code: int) -> int:
@@ -37,9 +57,10 @@ def fail(message: str, hint: str, code: int) -> int:
         from nsagent.events import printable
 
         message, hint = printable(message), printable(hint)
-    print(f"error: {message}", file=sys.stderr)
-    if hint:
-        print(f"hint: {hint}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody can be told: the code says it
+        print(f"error: {message}", file=sys.stderr)
+        if hint:
+            print(f"hint: {hint}", file=sys.stderr)
     return code
 
 

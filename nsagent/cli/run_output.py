@@ -46,7 +46,8 @@ class Output:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # `tell` has told
+                self._file.close()
 
     @property
     def fds(self) -> tuple[int, ...]:
@@ -59,11 +60,8 @@ class Output:
             from nsagent.launch import text
 
             words = text.to_json(result) if self._form == "json" else text.to_text(result)
-            if self._file is None:
-                print(words, end="", file=sys.stderr)
-            else:
-                self._file.write(words)
-                self._file.flush()
+            with _warned():
+                _write(words, self._file)
         if not (self._directories or self._push):
             return
         from nsagent.launch import gauges
@@ -81,7 +79,16 @@ def _warned() -> Iterator[None]:
     try:
         yield
     except NsagentError as exc:
-        print(f"warning: {exc.message}", file=sys.stderr)
+        with contextlib.suppress(OSError):
+            print(f"warning: {exc.message}", file=sys.stderr)
+
+
+def _write(words: str, file: TextIO | None) -> None:
+    try:
+        print(words, end="", file=file or sys.stderr, flush=True)
+    except OSError as exc:
+        where = "standard error" if file is None else f"--report-file {file.name}"
+        raise NsagentError(f"{where}: {exc.strerror}") from exc
 
 
 def _open(path: str) -> TextIO:

@@ -138,6 +138,15 @@ def test_metrics_of_the_last_run(jobs: Jobs, tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
+def test_a_report_that_cannot_be_written_leaves_the_exit_code(jobs: Jobs) -> None:
+    _, argv = jobs.argv("--report-file", "/dev/full", "--", "sh", "-c", "exit 3", report=False)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (3, "warning: --report-file /dev/full: No space left on device\n")
+    _, argv = jobs.argv("--", "sh", "-c", "exit 4", report=False)
+    with open("/dev/full", "w") as full:
+        assert subprocess.run(argv, stderr=full, timeout=120, check=False).returncode == 4
+
+
 def test_the_registry_keeps_the_whole_report(jobs: Jobs) -> None:
     done = jobs.run("--", "sh", "-c", "exit 2")
     (ended,) = jobs.registered("ended")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -130,6 +131,18 @@ def test_a_closed_pipe_is_quiet() -> None:
         process.stdout.close()
         assert process.stderr.read() == ""
         assert process.wait() != 0
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("args", [["--help"], ["run", "--dry-run", "--", "true"]])
+def test_output_on_a_full_disk_is_no_bug(args: list[str], unbuffered: str) -> None:
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    with open("/dev/full", "w") as full:
+        argv = [*nsagent_argv(), *args]
+        done = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, text=True, env=environment, timeout=120, check=False)
+        assert (done.returncode, done.stderr) == (125, "error: standard output: No space left on device\n")
+        wrong = subprocess.run([*nsagent_argv(), "--nonsense"], stderr=full, env=environment, timeout=120, check=False)
+    assert wrong.returncode == 2
 
 
 def test_options_have_variables() -> None:
