@@ -149,6 +149,8 @@ def _rows(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "series", f"about {total}{limit}" + (", so some are left out" if 0 < config.max_series < total else "")
     for family, number in sorted(plan.series.items(), key=lambda item: (-item[1], item[0])):
         yield "", f"{number:>8} {family}"
+    if config.retain_ns:
+        yield "not in it", f"what ends: it is shown for {config.retain_ns / 10**9:g} s more (--retain)"
     memory = f"about {plan.memory_bytes >> 20} MiB, and " if plan.memory_bytes is not None else ""
     yield "memory", f"{memory}{plan.kernel_bytes / (1 << 20):.1f} MiB of the kernel's"
 

@@ -29,6 +29,9 @@ def test_a_plan_loads_nothing_and_says_what_is_off(tmp_path: Path, monkeypatch: 
     words = plan.describe(made)
     for line in ("off          io, network\n", "asks         no container runtime\n", "--max-series 1000"):
         assert line in words
+    assert "--retain" not in words
+    kept = dataclasses.replace(made, config=dataclasses.replace(config, retain_ns=90 * 10**9))
+    assert "not in it    what ends: it is shown for 90 s more (--retain)\n" in plan.describe(kept)
     assert "blkio" not in words
     assert "io.stat" not in words
     assert {"nsagent_cgroup_io_bytes_total", "nsagent_namespace_network_receive_bytes_total"} & made.series.keys() == set()
