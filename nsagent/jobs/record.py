@@ -63,6 +63,10 @@ def check_state_dir(state_dir: str) -> None:
             raise AccessError(f"{path} belongs to another user", hint="name a directory of yours with --state-dir")
         if found[1].st_mode & stat.S_IWOTH:
             raise AccessError(f"{path} can be written by every user", hint=f"chmod o-w {path}, or name another --state-dir")
+        if found[1].st_mode & stat.S_IWGRP and found[1].st_gid not in (0, os.getegid()):
+            raise AccessError(
+                f"{path} can be written by group {found[1].st_gid}", hint=f"chmod g-w {path}, or name another --state-dir"
+            )
 
 
 def new_id(name: str) -> str:

@@ -13,6 +13,7 @@ import re
 import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -301,3 +302,14 @@ def test_a_filter_fits_the_document(world: World, text: str) -> None:
     assert done.returncode == 0, done.stderr
     assert "null" not in done.stdout.splitlines()
     assert done.stdout or not _PRINT_SOMETHING.match(text)
+
+
+def test_the_job_file_hides_what_is_below_tmp(world: World) -> None:
+    """A tmpfs at /tmp, as docs/jobs.md says: who stands there names another directory to start in."""
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="nsagent-test-") as place:
+        argv = f"cd {place} && nsagent run -f {world.path}/nightly.toml"
+        refused = world.shell(f"{argv} -- true")
+        assert refused.returncode == 125
+        assert "No such file" in refused.stderr
+        assert place in refused.stderr
+        world.good(f"{argv} --workdir / -- true")

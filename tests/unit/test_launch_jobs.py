@@ -134,6 +134,20 @@ def test_a_directory_that_others_can_write_is_obeyed_in_nothing(tmp_path: Path, 
     assert hidden.exists()
 
 
+@pytest.mark.parametrize("place", ["", "jobs"])
+def test_a_group_that_can_write_is_roots_or_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    require_root()
+    jobs.create(str(tmp_path), record()).release()
+    monkeypatch.setattr("os.getegid", lambda: 7)
+    for group, mode in ((54321, 0o755), (0, 0o775), (7, 0o775)):
+        os.chown(tmp_path / place, 0, group)
+        (tmp_path / place).chmod(mode)
+        jobs.check_state_dir(str(tmp_path))
+    os.chown(tmp_path / place, 0, 54321)
+    with pytest.raises(AccessError, match="by group 54321"):
+        jobs.check_state_dir(str(tmp_path))
+
+
 def test_another_users_directory_is_refused(tmp_path: Path) -> None:
     require_root()
     home = tmp_path / "home"
