@@ -124,6 +124,8 @@ def check_push(url: str) -> None:
 
 def push(result: RunResult, url: str) -> None:
     """Replace the group {job=nsagent, instance=HOST, workload=NAME} of a Pushgateway. Raises NsagentError."""
+    from urllib.error import URLError
+
     from prometheus_client import CollectorRegistry, push_to_gateway
     from prometheus_client import Gauge as Metric
 
@@ -136,4 +138,8 @@ def push(result: RunResult, url: str) -> None:
     try:
         push_to_gateway(url, job="nsagent", registry=registry, grouping_key=group, timeout=_PUSH_SECONDS)
     except OSError as exc:  # urllib's errors are
-        raise NsagentError(f"--push {url}: {exc}", hint="the job itself has run: see its exit code and report") from exc
+        cause = exc.reason if type(exc) is URLError else exc  # an HTTPError, which is one too, says it best itself
+        raise NsagentError(
+            f"--push {url}: {getattr(cause, 'strerror', None) or cause}",
+            hint="the job itself has run: see its exit code and report",
+        ) from exc

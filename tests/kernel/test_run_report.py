@@ -132,7 +132,7 @@ def test_metrics_of_the_last_run(jobs: Jobs, tmp_path: Path) -> None:
     assert "nsagent_run_exit_code 3.0\n" in body
     gone = jobs.run("--push", url, "--", "sh", "-c", "exit 4")
     assert gone.code == 4
-    assert "warning: --push" in gone.err
+    assert f"warning: --push {url}: Connection refused\n" in gone.err
     refused = jobs.run("--report", "textfile:/nosuch", "--", "touch", str(tmp_path / "ran"))
     assert refused.code == 125
     assert not (tmp_path / "ran").exists()
