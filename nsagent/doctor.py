@@ -137,6 +137,7 @@ def _place(root: str) -> Finding:
 
 def _processes(root: str) -> Finding:
     readable = total = 0
+    closed: list[int] = []
     try:
         for pid in namespaces.walk_pids(root):
             total += 1
@@ -146,12 +147,14 @@ def _processes(root: str) -> Finding:
             except FileNotFoundError:
                 total -= 1  # ended
             except OSError:
-                pass
+                closed.append(pid)
     except NsagentError as exc:
         return Finding("processes", False, exc.message, "no process can be accounted", f"mount -t proc proc {root}", True)
     fact = f"{readable} of {total} readable"
     if readable == total:
         return Finding("processes", True, fact)
+    if len(closed) == 1:
+        fact += f", not process {closed[0]}"
     return Finding(
         "processes", False, fact, "without BPF, the others are in no total", addressed("run as root, or with CAP_SYS_PTRACE")
     )

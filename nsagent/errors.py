@@ -18,10 +18,27 @@
 from __future__ import annotations
 
 import os
+from typing import Final
+
+_PTRACE: Final = ("CAP_SYS_PTRACE", 19)
+
+
+def read_effective() -> int:
+    """Return the mask of our effective capabilities; 0 where it is not to be read."""
+    try:
+        with open("/proc/self/status", "rb") as file:
+            return int(file.read().partition(b"\nCapEff:")[2].split()[0], 16)
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def addressed(hint: str) -> str:
-    """Return `hint` for who runs this: root is not told to become root, what forbids it then is the machine."""
+    """Return `hint` for who runs this: root is not told to become root, what forbids it then is the machine.
+
+    Nor is CAP_SYS_PTRACE asked of who has it: __ptrace_may_access() of kernel/ptrace.c then refuses two cases only.
+    """
+    if hint.endswith(f"with {_PTRACE[0]}") and read_effective() >> _PTRACE[1] & 1:
+        return f"not for lack of {_PTRACE[0]}: a security module forbids it, or the process is of a user namespace above"
     if hint.startswith("run as root") and os.geteuid() == 0:
         lacking = hint.partition("with ")[2]
         what = f"it takes {lacking}, which" if lacking.startswith("CAP_") else "that is what"

@@ -21,7 +21,7 @@ from nsagent.errors import NsagentError
 from nsagent.namespaces import KINDS, NamespaceId, NamespaceKind
 from nsagent.watch import read_about
 from tests.kernel.agents import Agent, get, running
-from tests.support import require, require_root, run_nsagent, wait_for
+from tests.support import nsagent_argv, require, require_root, run_nsagent, wait_for
 
 pytestmark = pytest.mark.kernel
 
@@ -292,6 +292,15 @@ def test_who_joins_and_who_leaves_last(agent: Agent) -> None:
     assert grown("nsagent_namespaces_ended_total") >= 1
     assert grown("nsagent_namespace_joins_total", crossing="into_container") >= 3
     assert grown("nsagent_namespace_joins_total", crossing="to_host") >= 1
+
+
+def test_who_has_cap_sys_ptrace_is_not_told_to_get_it() -> None:
+    """Root of a user namespace has it, but not over a process of the one above."""
+    argv = ["unshare", "--user", "--map-root-user", *nsagent_argv(), "ns", "diff", str(os.getpid()), str(os.getpid())]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=120)
+    require("unshare failed" not in done.stderr, "this host lets nobody make user namespaces")
+    assert done.returncode == 125
+    assert "hint: not for lack of CAP_SYS_PTRACE: " in done.stderr
 
 
 def test_a_pinned_namespace_outlives_its_processes(agent: Agent, tmp_path: Path) -> None:

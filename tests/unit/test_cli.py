@@ -10,7 +10,7 @@ import click
 import pytest
 
 from nsagent import cli
-from nsagent.errors import AccessError, NsagentError, UnsupportedError, UsageError
+from nsagent.errors import AccessError, NsagentError, UnsupportedError, UsageError, addressed
 from tests.support import nsagent_argv, run_nsagent
 
 GROUPS = {"bpf", "cgroup"}
@@ -66,6 +66,15 @@ def test_root_is_not_told_to_become_root(
     monkeypatch.setattr("os.geteuid", lambda: uid)
     assert cli.fail("no", AccessError("no", capability="CAP_BPF").hint, 125) == 125
     assert capsys.readouterr().err.startswith(f"error: no\nhint: {hint}")
+
+
+@pytest.mark.parametrize(
+    ("mask", "hint"), [(1 << 19, "not for lack of CAP_SYS_PTRACE"), (0, "run as root, or with CAP_SYS_PTRACE")]
+)
+def test_a_capability_is_not_asked_of_who_has_it(monkeypatch: pytest.MonkeyPatch, mask: int, hint: str) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    monkeypatch.setattr("nsagent.errors.read_effective", lambda: mask)
+    assert addressed(AccessError("no", capability="CAP_SYS_PTRACE").hint).startswith(hint)
 
 
 def test_names_in_errors_are_made_printable(capsys: pytest.CaptureFixture[str]) -> None:
