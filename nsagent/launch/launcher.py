@@ -125,7 +125,8 @@ def parent_cgroup(layout: Layout, named: str = "") -> str:
 def sweep(state_dir: str) -> list[str]:
     """End and remove what launchers that were killed have left; return the ids of these jobs.
 
-    A job that cannot be removed now (a process in uninterruptible sleep) is left for the next sweep.
+    A job that cannot be removed now (a process in uninterruptible sleep, or another user's without CAP_KILL) is left for the
+    next sweep.
     """
     swept = []
     jobs.remove_stale(state_dir)
@@ -145,7 +146,10 @@ def sweep(state_dir: str) -> list[str]:
 
 
 def _kill_if_same(pid: int | None, start_ticks: int | None) -> None:
-    """Kill CMD of a swept job; the pidfd is opened before the check, so that no successor of the pid is hit."""
+    """Kill CMD of a swept job; the pidfd is opened before the check, so that no successor of the pid is hit.
+
+    Raises AccessError: it is another user's, and we have no CAP_KILL.
+    """
     if pid is None or start_ticks is None:
         return
     try:
@@ -157,6 +161,8 @@ def _kill_if_same(pid: int | None, start_ticks: int | None) -> None:
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     except ProcessLookupError:
         pass
+    except PermissionError as exc:
+        raise AccessError(f"process {pid} may not be killed", capability="CAP_KILL") from exc
     finally:
         os.close(pidfd)
 

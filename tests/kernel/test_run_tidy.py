@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from nsagent.launch import launcher
+from nsagent import jobs as registry
+from nsagent.launch import launcher, measure
 from tests import support
 from tests.kernel.launching import Jobs, running
 
@@ -69,6 +73,25 @@ def test_kill_9_of_the_launcher_leaves_nothing_after_a_sweep(jobs: Jobs, more: l
     assert jobs.registered() == []
     assert {job["outcome"] for job in jobs.registered("ended")} == {"abandoned", "success"}
     process.stdout.close()
+
+
+def test_without_cap_kill_a_sweep_leaves_another_users_process(tmp_path: Path) -> None:
+    """The agent of the DaemonSet has no CAP_KILL: it is no reason to end, and the next sweep that may does it."""
+    drop = ["setpriv", "--bounding-set=-kill", "--inh-caps=-all"]
+    code = "import sys; from nsagent.launch import launcher; print(launcher.sweep(sys.argv[1]))"
+    with subprocess.Popen(["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "sleep", "1d"]) as process:
+        try:
+            support.wait_for(lambda: os.stat(f"/proc/{process.pid}").st_uid == 65534, what="another user's process")
+            known = {"pid": process.pid, "start_ticks": measure.read_start_ticks(process.pid)}
+            job = registry.JobRecord(registry.new_id("job"), "job", ("sleep",), os.getpid(), time.time(), **known)  # type: ignore[arg-type]
+            registry.create(str(tmp_path), job).release()
+            done = subprocess.run([*drop, sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=False)
+            assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
+            assert process.poll() is None
+            assert launcher.sweep(str(tmp_path)) == [job.id]
+            assert process.wait(120) == -signal.SIGKILL
+        finally:
+            process.kill()
 
 
 def test_a_sweep_leaves_living_jobs_alone(jobs: Jobs) -> None:
