@@ -11,6 +11,7 @@ import click
 
 from nsagent.cgroups.layout import read_layout
 from nsagent.cgroups.stats import CgroupStats
+from nsagent.cli.count import Count
 from nsagent.errors import UsageError
 
 OUTPUT = click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="Form of the output.")
@@ -61,7 +62,7 @@ CPU is what was used since the cgroup was made, with all below it; CPUS its limi
 what no controller counts. In JSON a limit that is not there is null, and what is not counted is absent."""
 )
 @click.argument("group", metavar="[GROUP]", default="/")
-@click.option("--depth", metavar="N", type=click.IntRange(min=0), help="How many levels below GROUP.  [default: all]")
+@click.option("--depth", metavar="N", type=Count(min=0), help="How many levels below GROUP.  [default: all]")
 @OUTPUT
 def tree(group: str, depth: int | None, output: str) -> None:
     """Show GROUP (default: all) and the cgroups below it, over all hierarchies, with their limits and use."""

@@ -13,6 +13,7 @@ import click
 
 from nsagent import jobs
 from nsagent.cgroups.layout import Layout, read_layout
+from nsagent.cli.count import Count
 from nsagent.cli.jobs import EXIT_CODES, state_dir_option, swept
 from nsagent.cli.ns_text import shorten, table
 from nsagent.errors import NsagentError
@@ -77,7 +78,7 @@ Examples:
   nsagent logs -f --tail 20 web         the last 20 lines, and what comes, until the job ends"""
 )
 @click.option("-f", "--follow", is_flag=True, help="Go on until the job ends.")
-@click.option("-n", "--tail", type=click.IntRange(min=0), metavar="N", help="Begin with the last N lines.")
+@click.option("-n", "--tail", type=Count(min=0), metavar="N", help="Begin with the last N lines.")
 @click.argument("job")
 @state_dir_option
 def logs(job: str, follow: bool, tail: int | None, state_dir: str | None) -> None:

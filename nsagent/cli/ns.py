@@ -13,6 +13,7 @@ import click
 
 from nsagent import control, jobs, namespaces
 from nsagent.cli import ns_text
+from nsagent.cli.count import Count
 from nsagent.errors import NsagentError
 from nsagent.inventory import Inventory, Key, Process, Seen, parse_target, read_inventory
 from nsagent.namespaces import KINDS, NamespaceKind
@@ -140,8 +141,8 @@ Examples:
   nsagent ns diff $$ 4242
   nsagent ns diff 1 4242 -o json | jq -r '.namespaces[] | select(.same | not) | .kind'"""
 )
-@click.argument("first", type=click.IntRange(1), metavar="PID")
-@click.argument("second", type=click.IntRange(1), metavar="PID")
+@click.argument("first", type=Count(1), metavar="PID")
+@click.argument("second", type=Count(1), metavar="PID")
 @_options
 def diff(first: int, second: int, output: str, state_dir: str) -> None:
     """Tell which namespaces two processes share."""

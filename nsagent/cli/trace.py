@@ -14,6 +14,7 @@ from typing import Any, Final
 import click
 
 from nsagent import config, control, jobs
+from nsagent.cli.count import Count
 from nsagent.kernel import mounts, pins
 from nsagent.namespaces import KINDS
 
@@ -36,11 +37,11 @@ them at its end. What is found (docs/findings.md) needs an agent."""
     "-o", "--output", type=click.Choice(["text", "json"]), default="text", help="Form of the output; json: one object a line."
 )
 @click.option("--kind", type=click.Choice([kind.value for kind in KINDS]), help="Only calls that change, or ask for, this kind.")
-@click.option("--pid", type=click.IntRange(1), metavar="PID", help="Only calls of this process and of those below it.")
+@click.option("--pid", type=Count(1), metavar="PID", help="Only calls of this process and of those below it.")
 @click.option("--cgroup", metavar="PATH", help="Only calls from this cgroup and from those below it, such as /system.slice.")
 @click.option("--failed", is_flag=True, help="Only calls that failed.")
 @click.option("--all", "everything", is_flag=True, help="Also calls that change no namespace, such as a plain fork.")
-@click.option("--count", type=click.IntRange(1), metavar="N", help="End after N events.")
+@click.option("--count", type=Count(1), metavar="N", help="End after N events.")
 @click.option("--state-dir", default=jobs.default_state_dir, show_default="/run/nsagent, for users below $XDG_RUNTIME_DIR",
               metavar="DIR", help="The agent's state directory.")  # fmt: skip
 @click.option("--cache-dir", default=config.default_cache_dir, show_default="/var/cache/nsagent, for users ~/.cache/nsagent",

@@ -319,6 +319,8 @@ def failure_error(failure: Failed) -> LaunchError:
     hint = _HINTS.get(failure.stage, "")
     code = 125
     message = f"{failure.stage}: {failure.call} {failure.path}".rstrip() + f": {reason}"
+    if failure.call == "open_tree" and failure.stage in ("volume", "rootfs"):
+        message = f"--{failure.stage} {failure.path}: {reason}"
     if failure.stage == "exec":
         code = 127 if failure.errno == _NOT_FOUND else 126
         message = f"{failure.path}: {reason}"

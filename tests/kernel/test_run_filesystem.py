@@ -215,7 +215,7 @@ def test_the_directory_of_cmd_inside(jobs: Jobs, rootfs: Path) -> None:
 def test_what_is_refused_says_what_to_do(jobs: Jobs, tmp_path: Path) -> None:
     missing = tmp_path / "missing"
     for args, code, words in (
-        (["--volume", f"{missing}:/mnt"], 125, str(missing)),
+        (["--volume", f"{missing}:/mnt"], 125, f"error: --volume {missing}: No such file or directory"),
         (["--volume", f"/usr:{missing}"], 125, str(missing)),
         (["--volume", "/usr"], 2, "SRC:DST"),
         (["--tmpfs", f"{tmp_path}:size=lots"], 125, "tmpfs"),

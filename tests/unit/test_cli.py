@@ -45,6 +45,7 @@ def test_epilog_keeps_its_lines() -> None:
         (["nonsense"], "No such command 'nonsense'"),
         (["--nonsense"], "No such option"),
         (["run", "--no-such-flag", "--", "true"], "No such option"),
+        (["cgroup", "tree", "--depth", "x"], "Invalid value for '--depth': 'x' is not a valid whole number."),
     ],
 )
 def test_bad_command_lines_get_two_lines_and_exit_2(args: list[str], error: str) -> None:
