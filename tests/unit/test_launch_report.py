@@ -124,6 +124,9 @@ def test_everything_is_there() -> None:
     ):
         assert line in words, words
     assert "sr0" not in words
+    assert "set-up" not in words
+    little = text.to_text(result(report.JobUsage(cpu_ns=9_000_000, cpu_source="cgroup"), cpus=2.0))
+    assert "of the 2 it had, its set-up included)\n" in little
     parsed = json.loads(text.to_json(done))
     assert parsed["schema"] == report.SCHEMA_VERSION
     usage = parsed["usage"]
