@@ -24,6 +24,7 @@ def run_under_init(command: Command, channel: int, step: Step) -> NoReturn:
     taken = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
     signal.pthread_sigmask(signal.SIG_BLOCK, taken)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, children would vanish without a status
+    libc.prctl(libc.PR_SET_NAME, ctypes.addressof(ctypes.create_string_buffer(b"nsagent-init")))
     step("init", "pipe")
     executed, executing = os.pipe()  # close-on-exec
     step("init", "fork")
@@ -40,7 +41,6 @@ def run_under_init(command: Command, channel: int, step: Step) -> NoReturn:
     send(channel, Began())
     keep = os.dup2(channel, 3)
     close_from(4)
-    libc.prctl(libc.PR_SET_NAME, ctypes.addressof(ctypes.create_string_buffer(b"nsagent-init")))
     while True:
         info = signal.sigwaitinfo(taken)
         if info.si_signo == signal.SIGCHLD:
