@@ -42,6 +42,8 @@ def test_dispositions_of_this_process() -> None:
 SCRIPT = """
 import os, signal, sys
 from nsagent.launch.signals import Inbox
+for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):  # nohup and a shell's & leave these ignored
+    signal.signal(number, signal.SIG_DFL)
 if len(sys.argv) > 1:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 inbox = Inbox()
