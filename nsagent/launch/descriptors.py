@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from nsagent import libc
 
@@ -34,21 +34,20 @@ def close_from(first: int) -> None:
     try:
         libc.close_range(first, 0xFFFFFFFF)
     except OSError:  # Linux before 5.9
-        for fd in _open_from(first):
-            try:
-                os.close(fd)
-            except OSError:
-                pass
+        _close(_open_from(first))
 
 
 def close_others(kept: Collection[int]) -> None:
     """Close every descriptor that is not among `kept`."""
-    for fd in _open_from(0):
-        if fd not in kept:
-            try:
-                os.close(fd)
-            except OSError:
-                pass  # that of the directory, closed again
+    _close(fd for fd in _open_from(0) if fd not in kept)
+
+
+def _close(descriptors: Iterable[int]) -> None:
+    for fd in descriptors:
+        try:
+            os.close(fd)
+        except OSError:
+            pass  # that of the directory, closed again
 
 
 def _open_from(first: int) -> list[int]:
