@@ -10,14 +10,13 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from nsagent.cgroups.changes import Changes
+from nsagent.cgroups.files import GONE
 from nsagent.cgroups.layout import Hierarchy, Layout
 from nsagent.cgroups.stats import CgroupStats
 from nsagent.errors import NsagentError
-
-_WANT: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})  # says nothing of what is there
 
 
 class Cgroup(NamedTuple):
@@ -84,8 +83,8 @@ class Tree:
         """Find what is new, what ended and what was recreated under its path.
 
         A watched hierarchy of which nothing was heard since the last scan is not looked at, and where something was heard only
-        the directories that it was about are listed; any other is walked. Raises NsagentError where this process has no more
-        descriptors or memory for it; all is walked then the next time.
+        the directories that it was about are listed; any other is walked. Raises NsagentError for what says nothing about
+        a cgroup, such as EMFILE; all is walked then the next time.
         """
         before, self._ids = self._ids, {}
         self._ids = {h.key: self._look(h, before.get(h.key)) for h in self.layout.hierarchies}
@@ -213,7 +212,7 @@ def _look_into(hierarchy: Hierarchy, path: str, children: list[str], current: di
 
 def _nothing(error: OSError, path: str) -> dict[str, int]:
     """Return what is in a directory that was removed meanwhile, or may not be read. Raises NsagentError, see `Tree.scan`."""
-    if error.errno in _WANT:
+    if error.errno not in GONE:
         raise NsagentError(f"{path}: {error.strerror}") from error
     return {}
 
